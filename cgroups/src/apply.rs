@@ -1,0 +1,327 @@
+//! Applying limits all or nothing.
+
+use std::borrow::Cow;
+
+use rustix::io::Errno;
+
+use crate::controller::{Controller, Controllers};
+use crate::dir::Dir;
+use crate::error::{Error, Result};
+use crate::group::Cgroup;
+use crate::knob::Knob;
+use crate::limits::Limits;
+use crate::plan::{self, Step};
+use crate::procfs::Version;
+
+impl Cgroup {
+    /// Sets all of `limits`, or none: when one is refused, those before it are put back as they
+    /// were. What `limits` leaves open stays as it is, so this also changes a live group.
+    ///
+    /// On v2 the controllers that are needed are enabled first, from the visible root down to
+    /// the parent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] when this machine lacks a setting, and
+    /// [`Error::ControllerUnavailable`] when this group lacks a controller: nothing was written,
+    /// and the caller may [`Limits::unset`] the one named and go on.
+    /// [`Error::InternalProcesses`], [`Error::LimitBelowUse`], [`Error::NotInMachine`],
+    /// [`Error::Refused`], [`Error::NotDelegated`], [`Error::ReadOnly`], [`Error::Vanished`].
+    /// [`Error::Rollback`] when putting back failed as well.
+    pub fn apply(&self, limits: &Limits) -> Result<()> {
+        let mut done = Journal::default();
+        self.apply_journaled(limits, &mut done)
+            .map_err(|cause| done.undo(cause))
+    }
+
+    fn apply_journaled<'a>(&'a self, limits: &Limits, done: &mut Journal<'a>) -> Result<()> {
+        let mut needed = Controllers::EMPTY;
+        for knob in limits.knobs() {
+            let controller = knob.controller();
+            if self.dir_of(controller)?.0 == Version::V2 {
+                needed.insert(controller);
+            }
+        }
+        self.enable_journaled(needed, done)?;
+        let steps = plan::steps(self, limits)?;
+        for step in &steps {
+            let previous = step.read_previous(self)?;
+            step.write(self)?;
+            done.written(step.dir, step.file.clone(), previous);
+        }
+        Ok(())
+    }
+
+    /// Makes controllers available to this group on v2, by enabling them in
+    /// `cgroup.subtree_control` of every parent that does not yet pass them on. [`Cgroup::apply`]
+    /// does it by itself; statistics need it too. Controllers that are on v1 need nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ControllerUnavailable`], [`Error::InternalProcesses`], [`Error::NotDelegated`].
+    #[doc(alias = "cgroup.subtree_control")]
+    pub fn enable(&self, controllers: impl Into<Controllers>) -> Result<()> {
+        let mut needed = Controllers::EMPTY;
+        for controller in controllers.into().iter() {
+            if self.dir_of(controller)?.0 == Version::V2 {
+                needed.insert(controller);
+            }
+        }
+        let mut done = Journal::default();
+        self.enable_journaled(needed, &mut done)
+            .map_err(|cause| done.undo(cause))
+    }
+
+    fn enable_journaled(&self, needed: Controllers, done: &mut Journal<'_>) -> Result<()> {
+        let Some(dir) = self.unified() else {
+            return Ok(());
+        };
+        let mut missing = needed
+            .difference(available(dir)?)
+            .difference(implicit_controllers());
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let unavailable = |missing: Controllers| match missing.iter().next() {
+            Some(controller) => Err(Error::ControllerUnavailable {
+                controller,
+                group: dir.path().to_owned(),
+            }),
+            None => Ok(()),
+        };
+        // The parents that have to pass each on, found upwards, then written downwards.
+        let mut parents: Vec<(Dir, Controllers)> = Vec::new();
+        let top = self
+            .hierarchy()
+            .unified_mount_point()
+            .unwrap_or(dir.path())
+            .to_owned();
+        let mut path = dir.path().to_owned();
+        while !missing.is_empty() {
+            if path == top || !path.pop() {
+                return unavailable(missing);
+            }
+            let parent =
+                Dir::open(&path).map_err(|errno| dir.error("open the parent of", "", errno))?;
+            let has = available(&parent)?;
+            parents.push((parent, missing));
+            missing = missing.difference(has);
+        }
+        for (parent, controllers) in parents.into_iter().rev() {
+            for controller in controllers.iter() {
+                enable_one(&parent, controller)?;
+                done.enabled(parent.try_clone()?, controller);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What every group of v2 has without being asked.
+fn implicit_controllers() -> Controllers {
+    [
+        Controller::Freezer,
+        Controller::Devices,
+        Controller::PerfEvent,
+    ]
+    .into_iter()
+    .collect()
+}
+
+pub(crate) fn available(dir: &Dir) -> Result<Controllers> {
+    let names = dir.read("cgroup.controllers")?;
+    Ok(Controllers::parse_known(&names, char::is_whitespace))
+}
+
+fn enable_one(parent: &Dir, controller: Controller) -> Result<()> {
+    const FILE: &str = "cgroup.subtree_control";
+    parent
+        .write_raw(FILE, &format!("+{controller}"))
+        .map_err(|errno| match errno {
+            Errno::BUSY => Error::InternalProcesses {
+                group: parent.path().to_owned(),
+                controllers: controller.into(),
+                source: errno.into(),
+            },
+            Errno::NOENT if parent.is_alive() => Error::ControllerUnavailable {
+                controller,
+                group: parent.path().to_owned(),
+            },
+            _ => parent.error("write", FILE, errno),
+        })
+}
+
+/// What has been changed, and how to put it back.
+#[derive(Default)]
+pub(crate) struct Journal<'a> {
+    changes: Vec<Change<'a>>,
+}
+
+enum Change<'a> {
+    Enabled(Dir, Controller),
+    Written(&'a Dir, Cow<'static, str>, String),
+}
+
+impl<'a> Journal<'a> {
+    fn enabled(&mut self, parent: Dir, controller: Controller) {
+        self.changes.push(Change::Enabled(parent, controller));
+    }
+
+    fn written(&mut self, dir: &'a Dir, file: Cow<'static, str>, previous: String) {
+        self.changes.push(Change::Written(dir, file, previous));
+    }
+
+    /// Puts everything back, the last change first: each state on the way back has been valid
+    /// before, so the kernel accepts it.
+    fn undo(self, cause: Error) -> Error {
+        let failures: Vec<_> = self
+            .changes
+            .into_iter()
+            .rev()
+            .filter_map(|change| match change {
+                Change::Enabled(parent, controller) => parent
+                    .write("cgroup.subtree_control", &format!("-{controller}"))
+                    .err(),
+                Change::Written(dir, file, previous) => dir.write(&file, &previous).err(),
+            })
+            .collect();
+        if failures.is_empty() {
+            cause
+        } else {
+            Error::Rollback {
+                cause: Box::new(cause),
+                failures,
+            }
+        }
+    }
+}
+
+impl Step<'_> {
+    /// What the file holds now, in the form in which it can be written back.
+    fn read_previous(&self, group: &Cgroup) -> Result<String> {
+        match self.dir.try_read(&self.file)? {
+            Some(text) => Ok(self.restore.text(&text)),
+            None => Err(group.unsupported(self.knob)),
+        }
+    }
+
+    fn write(&self, group: &Cgroup) -> Result<()> {
+        self.dir
+            .write_raw(&self.file, &self.value)
+            .map_err(|errno| self.explain(group, errno))
+    }
+
+    fn explain(&self, group: &Cgroup, errno: Errno) -> Error {
+        let source = errno.into();
+        match (errno, self.knob) {
+            (Errno::BUSY, Knob::MemoryMax | Knob::MemorySwapMax) => Error::LimitBelowUse {
+                knob: self.knob,
+                value: self.shown.clone(),
+                group: group.label(),
+                source,
+            },
+            (Errno::OPNOTSUPP, _) => group.unsupported(self.knob),
+            (Errno::NODEV | Errno::NXIO, _) if self.dir.is_alive() => Error::NoSuchDevice {
+                knob: self.knob,
+                value: self.shown.clone(),
+                group: group.label(),
+                source,
+            },
+            (Errno::INVAL | Errno::RANGE | Errno::BUSY | Errno::NOSPC | Errno::ACCESS, _)
+                if errno != Errno::ACCESS || self.is_cpuset() =>
+            {
+                Error::Refused {
+                    knob: self.knob,
+                    path: self.dir.file(&self.file),
+                    value: self.value.clone(),
+                    source,
+                }
+            }
+            _ => self.dir.error("write", &self.file, errno),
+        }
+    }
+
+    /// The cpuset controller says `EACCES` for a set that the parent does not have.
+    fn is_cpuset(&self) -> bool {
+        matches!(self.knob, Knob::CpusetCpus | Knob::CpusetMems)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::bytes::Bytes;
+    use crate::cpu::{CpuQuota, Weight};
+    use crate::fault;
+    use crate::hierarchy::Hierarchy;
+    use crate::set::IdSet;
+
+    /// The content of every file that can be written and read, except counters.
+    fn content(group: &Cgroup) -> BTreeMap<PathBuf, String> {
+        let mut all = BTreeMap::new();
+        for (_, dir) in group.members() {
+            for entry in std::fs::read_dir(dir.path()).expect("listed") {
+                let path = entry.expect("listed").path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let counts = ["stat", "usage", "pressure", "events", "peak", "slabinfo"];
+                if path.is_dir() || counts.iter().any(|part| name.contains(part)) {
+                    continue;
+                }
+                if let Ok(text) = std::fs::read_to_string(&path) {
+                    all.insert(path, text);
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_fault_at_any_write_leaves_the_group_as_it_was() {
+        let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+        let name = format!("cofferdam-fault-{}", std::process::id());
+        let parent = hierarchy.create(&name).expect("created").guard();
+        let group = parent.create("group").expect("created");
+        let mut limits = Limits::new()
+            .cpu_weight(Weight::new(77).expect("in range"))
+            .cpu_max(CpuQuota::from_micros(20_000, 50_000).expect("in range"))
+            .cpu_max_burst(1_000_u64)
+            .cpuset_cpus(IdSet::from(0))
+            .cpuset_mems(IdSet::from(0))
+            .memory_max(Bytes::mib(48))
+            .memory_swap_max(Bytes::mib(3))
+            .memory_oom_group(true)
+            .pids_max(9);
+        limits.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Bytes::mib(6).into())]));
+        // What this machine lacks is refused before the first write; that is not the point here.
+        while let Err(Error::Unsupported { knob, .. }) = group.apply(&limits) {
+            limits.unset(knob);
+        }
+        group.remove().expect("removed");
+
+        let group = parent.create("group").expect("created anew");
+        let before = (content(&group), content(&parent));
+        let mut faults = 0;
+        loop {
+            fault::after(faults);
+            let result = group.apply(&limits);
+            if fault::disarm() {
+                result.expect("no write failed");
+                break;
+            }
+            let error = result.expect_err("a write failed");
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+            assert_eq!(
+                (content(&group), content(&parent)),
+                before,
+                "fault {faults}"
+            );
+            faults += 1;
+        }
+        assert!(faults >= 6, "only {faults} writes");
+        assert_ne!(content(&group), before.0);
+    }
+}

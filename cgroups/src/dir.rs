@@ -1,0 +1,193 @@
+//! An open directory of a cgroup file system, and the files in it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use crate::error::{Error, ParseError, Result};
+
+/// One group in one hierarchy.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOFOLLOW);
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Dir {
+    /// Opens an absolute path.
+    pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
+        // The mount point itself may be reached through links, so no NOFOLLOW here.
+        let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
+        let fd = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Opens a group below this one.
+    pub(crate) fn open_below(&self, relative: &Path) -> Result<Self, Errno> {
+        let fd = openat(&self.fd, relative, DIRECTORY, Mode::empty())?;
+        Ok(Self {
+            fd,
+            path: self.path.join(relative),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let fd = self.fd.try_clone().map_err(|source| Error::Io {
+            operation: "duplicate the descriptor of",
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            fd,
+            path: self.path.clone(),
+        })
+    }
+
+    /// Whether the group has not been removed meanwhile.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.has("cgroup.procs")
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        rustix::fs::accessat(
+            &self.fd,
+            name,
+            rustix::fs::Access::EXISTS,
+            rustix::fs::AtFlags::empty(),
+        )
+        .is_ok()
+    }
+
+    /// Opens a file of the group. The error is as for [`Dir::read`].
+    pub(crate) fn open_file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
+        openat(&self.fd, name, flags | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| self.error("open", name, errno))
+    }
+
+    /// Reads a file of the group into `buffer`, which is emptied first.
+    pub(crate) fn read_into(&self, name: &str, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(&self.fd, name, flags, Mode::empty())?;
+        read_all(file.as_fd(), buffer)
+    }
+
+    /// Reads a file of the group.
+    pub(crate) fn read(&self, name: &str) -> Result<String> {
+        let mut buffer = Vec::new();
+        self.read_into(name, &mut buffer)
+            .map_err(|errno| self.error("read", name, errno))?;
+        String::from_utf8(buffer).map_err(|error| {
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            self.unforeseen(name, ParseError::new("text", &text))
+        })
+    }
+
+    /// Reads a file that not every kernel or every group has.
+    pub(crate) fn try_read(&self, name: &str) -> Result<Option<String>> {
+        match self.read(name) {
+            Err(Error::Io { source, .. })
+                if matches!(
+                    Errno::from_io_error(&source),
+                    Some(Errno::NOENT | Errno::OPNOTSUPP)
+                ) =>
+            {
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// Writes a file of the group with the one call that the kernel's parsers want.
+    pub(crate) fn write_raw(&self, name: &str, value: &str) -> Result<(), Errno> {
+        #[cfg(test)]
+        crate::fault::check()?;
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(&self.fd, name, flags, Mode::empty())?;
+        // An empty write would never reach the kernel's handler; a line break does, and means
+        // the same.
+        let value = if value.is_empty() { "\n" } else { value };
+        rustix::io::write(&file, value.as_bytes()).map(drop)
+    }
+
+    pub(crate) fn write(&self, name: &str, value: &str) -> Result<()> {
+        self.write_raw(name, value)
+            .map_err(|errno| self.error("write", name, errno))
+    }
+
+    /// The error for a file of this group, where nothing more particular is known.
+    pub(crate) fn error(&self, operation: &'static str, name: &str, errno: Errno) -> Error {
+        let path = if name.is_empty() {
+            self.path.clone()
+        } else {
+            self.file(name)
+        };
+        let source = errno.into();
+        match errno {
+            Errno::NODEV => Error::Vanished {
+                group: self.path.clone(),
+                source,
+            },
+            Errno::NOENT if !self.is_alive() => Error::Vanished {
+                group: self.path.clone(),
+                source,
+            },
+            Errno::ACCESS | Errno::PERM => Error::NotDelegated { path, source },
+            Errno::ROFS => Error::ReadOnly { path, source },
+            _ => Error::Io {
+                operation,
+                path,
+                source,
+            },
+        }
+    }
+
+    pub(crate) fn unforeseen(&self, name: &str, source: ParseError) -> Error {
+        Error::Parse {
+            path: self.file(name),
+            source,
+        }
+    }
+}
+
+/// Reads from the beginning to the end, whatever the position of `file`.
+pub(crate) fn read_all(file: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+    buffer.clear();
+    loop {
+        if buffer.capacity() - buffer.len() < 1024 {
+            // Almost every file fits the first time.
+            buffer.reserve(4096.max(buffer.len()));
+        }
+        let at = buffer.len() as u64;
+        let read = match rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), at) {
+            Err(Errno::INTR) => continue,
+            other => other?,
+        };
+        if read == 0 {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The writes for processors and memory nodes.
+
+use crate::cpu::{CpuQuota, Weight};
+use crate::dir::Dir;
+use crate::error::{Error, Result};
+use crate::knob::Knob;
+use crate::limits::Limits;
+use crate::max::Max;
+use crate::plan::{Plan, number};
+use crate::procfs::Version;
+use crate::set::IdSet;
+
+impl<'a> Plan<'a> {
+    pub(crate) fn cpu(&mut self, limits: &Limits) -> Result<()> {
+        let wanted = limits.cpu_weight.is_some()
+            || limits.cpu_max.is_some()
+            || limits.cpu_max_burst.is_some()
+            || limits.cpu_idle.is_some()
+            || limits.cpu_uclamp_min.is_some()
+            || limits.cpu_uclamp_max.is_some();
+        if !wanted {
+            return Ok(());
+        }
+        let (version, dir) = self.group.dir_of(Knob::CpuMax.controller())?;
+        // An idle group's weight cannot be written, so idleness ends before and begins after.
+        let idle_file = "cpu.idle";
+        if limits.cpu_idle == Some(false) {
+            self.push(Knob::CpuIdle, dir, idle_file, &0, &false)?;
+        }
+        if let Some(weight) = limits.cpu_weight {
+            self.cpu_weight(version, dir, weight)?;
+        }
+        // A burst may not exceed the quota: it shrinks before the quota and grows after.
+        let burst = limits.cpu_max_burst;
+        let burst_file = match version {
+            Version::V1 => "cpu.cfs_burst_us",
+            Version::V2 => "cpu.max.burst",
+        };
+        let shrinks = match burst {
+            Some(burst) if dir.has(burst_file) => burst < number(dir, burst_file)?,
+            _ => false,
+        };
+        if let Some(burst) = burst.filter(|_| shrinks) {
+            self.push(Knob::CpuMaxBurst, dir, burst_file, &burst, &burst)?;
+        }
+        if let Some(max) = limits.cpu_max {
+            self.cpu_max(version, dir, max)?;
+        }
+        if let Some(burst) = burst.filter(|_| !shrinks) {
+            self.push(Knob::CpuMaxBurst, dir, burst_file, &burst, &burst)?;
+        }
+        let clamps = [
+            (Knob::CpuUclampMin, limits.cpu_uclamp_min),
+            (Knob::CpuUclampMax, limits.cpu_uclamp_max),
+        ];
+        for (knob, clamp) in clamps {
+            if let Some(clamp) = clamp {
+                self.push(knob, dir, knob.name(), &clamp, &clamp)?;
+            }
+        }
+        if limits.cpu_idle == Some(true) {
+            self.push(Knob::CpuIdle, dir, idle_file, &1, &true)?;
+        }
+        Ok(())
+    }
+
+    fn cpu_weight(&mut self, version: Version, dir: &'a Dir, weight: Weight) -> Result<()> {
+        match version {
+            Version::V2 => self.push(Knob::CpuWeight, dir, "cpu.weight", &weight, &weight),
+            Version::V1 => self.push(
+                Knob::CpuWeight,
+                dir,
+                "cpu.shares",
+                &weight.to_shares(),
+                &weight,
+            ),
+        }
+    }
+
+    fn cpu_max(&mut self, version: Version, dir: &'a Dir, max: Max<CpuQuota>) -> Result<()> {
+        const QUOTA: &str = "cpu.cfs_quota_us";
+        const PERIOD: &str = "cpu.cfs_period_us";
+        let knob = Knob::CpuMax;
+        match (version, max) {
+            (Version::V2, max) => self.push(knob, dir, "cpu.max", &max, &max),
+            (Version::V1, Max::Unlimited) => self.push(knob, dir, QUOTA, &-1, &max),
+            (Version::V1, Max::At(quota)) => {
+                // Two files, so one state lies between. Its ratio must not be larger than both
+                // the old and the new one, or the parent's ratio might forbid it.
+                let old_period = if dir.has(PERIOD) {
+                    number(dir, PERIOD)?
+                } else {
+                    return Err(self.group.unsupported(knob));
+                };
+                let (quota_us, period_us) = (quota.quota().as_micros(), quota.period().as_micros());
+                if period_us > u128::from(old_period) {
+                    self.push(knob, dir, PERIOD, &period_us, &max)?;
+                }
+                self.push(knob, dir, QUOTA, &quota_us, &max)?;
+                if period_us < u128::from(old_period) {
+                    self.push(knob, dir, PERIOD, &period_us, &max)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn cpuset(&mut self, limits: &Limits) -> Result<()> {
+        for (knob, ids) in [
+            (Knob::CpusetMems, &limits.cpuset_mems),
+            (Knob::CpusetCpus, &limits.cpuset_cpus),
+        ] {
+            let Some(ids) = ids else { continue };
+            let (version, dir) = self.group.dir_of(knob.controller())?;
+            // Refused here, because v2 would accept the set and silently use another.
+            let available = Self::cpuset_available(version, dir, knob)?;
+            if !ids.is_subset(&available) {
+                return Err(Error::NotInMachine {
+                    knob,
+                    value: ids.to_string(),
+                    available: available.to_string(),
+                    group: self.group.label(),
+                });
+            }
+            self.push(knob, dir, knob.name(), ids, ids)?;
+        }
+        if let Some(partition) = limits.cpuset_partition {
+            let knob = Knob::CpusetPartition;
+            let (_, dir) = self.group.dir_of(knob.controller())?;
+            self.push(knob, dir, knob.name(), &partition, &partition)?;
+        }
+        Ok(())
+    }
+
+    /// What the parent may use, which is as much as this group can get.
+    fn cpuset_available(version: Version, dir: &Dir, knob: Knob) -> Result<IdSet> {
+        let file = match (version, knob) {
+            (Version::V1, Knob::CpusetMems) => "cpuset.effective_mems",
+            (Version::V1, _) => "cpuset.effective_cpus",
+            (Version::V2, Knob::CpusetMems) => "cpuset.mems.effective",
+            (Version::V2, _) => "cpuset.cpus.effective",
+        };
+        let parent = dir
+            .open_below(std::path::Path::new(".."))
+            .map_err(|errno| dir.error("open the parent of", "", errno))?;
+        let text = parent.read(file)?;
+        text.parse()
+            .map_err(|source| parent.unforeseen(file, source))
+    }
+}

@@ -1,0 +1,382 @@
+//! Waiting for what happens to a group, with descriptors that can be polled.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::fs::{OFlags, inotify};
+use rustix::io::Errno;
+
+use crate::controller::Controller;
+use crate::counters::Counters;
+use crate::dir::Dir;
+use crate::error::{ParseError, Result};
+use crate::group::Cgroup;
+use crate::knob::Knob;
+use crate::procfs::Version;
+use crate::stats::{MemoryEvents, memory_events};
+use crate::stats_io::counters;
+use crate::wait::{Deadline, poll_until};
+
+/// A group that is removed tells nobody, so it is looked for at least so often.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// v1 tells of an OOM but not of the kill that follows.
+const KILL_FOLLOWS: Duration = Duration::from_millis(10);
+
+/// A descriptor that becomes readable when the kernel says that a file has changed.
+#[derive(Debug)]
+struct Notifier {
+    fd: OwnedFd,
+    dir: Dir,
+    file: &'static str,
+}
+
+impl Notifier {
+    /// By inotify, which the files that count events feed.
+    fn on_file(dir: &Dir, file: &'static str) -> Result<Self> {
+        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .map_err(|errno| dir.error("make an inotify instance for", file, errno))?;
+        // By way of the descriptor, so that it is this group and not its successor.
+        let path = format!("/proc/self/fd/{}/{file}", dir.as_fd().as_raw_fd());
+        inotify::add_watch(&fd, path, inotify::WatchFlags::MODIFY)
+            .map_err(|errno| dir.error("watch", file, errno))?;
+        Ok(Self {
+            fd,
+            dir: dir.try_clone()?,
+            file,
+        })
+    }
+
+    /// By v1's `cgroup.event_control`.
+    fn on_v1_oom(dir: &Dir) -> Result<Self> {
+        const FILE: &str = "memory.oom_control";
+        const CONTROL: &str = "cgroup.event_control";
+        let source = dir.open_file(FILE, OFlags::RDONLY)?;
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| dir.error("make an eventfd for", FILE, errno))?;
+        let registration = format!("{} {}", fd.as_raw_fd(), source.as_raw_fd());
+        dir.write(CONTROL, &registration)?;
+        Ok(Self {
+            fd,
+            dir: dir.try_clone()?,
+            file: FILE,
+        })
+    }
+
+    /// Makes the descriptor unreadable again; the answer is what an eventfd has counted.
+    fn drain(&self) -> Result<u64> {
+        let mut buffer = [0; 1024];
+        let mut count = 0;
+        loop {
+            match rustix::io::read(&self.fd, &mut buffer) {
+                Ok(8) => {
+                    let mut number = [0; 8];
+                    number.copy_from_slice(&buffer[..8]);
+                    count += u64::from_ne_bytes(number);
+                }
+                Ok(0) | Err(Errno::AGAIN) => return Ok(count),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.dir.error("wait for", self.file, errno)),
+            }
+        }
+    }
+
+    fn poll(&self, deadline: Deadline) -> Result<()> {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        match poll_until(&mut fds, deadline.at_most(LOOK)) {
+            Ok(_) if self.dir.is_alive() => Ok(()),
+            Ok(_) => Err(self.dir.error("wait for", self.file, Errno::NODEV)),
+            Err(errno) => Err(self.dir.error("wait for", self.file, errno)),
+        }
+    }
+}
+
+/// Tells when something happens at a group's memory limits: OOM, OOM kills, breaches of `low`,
+/// `high` and `max`, in the group and below it.
+///
+/// Events are told apart by comparing counters, so none is lost between two calls. To integrate
+/// it, poll its descriptor for `POLLIN`, then call [`MemoryWatch::changed`].
+///
+/// On v1 the kernel tells of OOM only, and the breaches of other limits are not counted.
+#[doc(alias = "memory.events")]
+#[doc(alias = "cgroup.event_control")]
+#[derive(Debug)]
+pub struct MemoryWatch {
+    notifier: Notifier,
+    version: Version,
+    last: MemoryEvents,
+    /// v1: what the eventfd has counted, in place of the counter that v1 lacks.
+    oom: u64,
+}
+
+impl AsFd for MemoryWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.notifier.fd.as_fd()
+    }
+}
+
+impl MemoryWatch {
+    /// The counters as they were last seen.
+    pub fn last(&self) -> MemoryEvents {
+        self.last
+    }
+
+    /// The counters, if something has happened since the last call. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
+    pub fn changed(&mut self) -> Result<Option<MemoryEvents>> {
+        let count = self.notifier.drain()?;
+        let mut now = memory_events(self.version, &self.notifier.dir)?;
+        if self.version == Version::V1 {
+            self.oom += count;
+            now.oom = Some(self.oom);
+            // Its counter of failures moves long before anything has gone wrong.
+            now.max = self.last.max;
+        }
+        let changed = now != self.last;
+        self.last = now;
+        Ok(changed.then_some(now))
+    }
+
+    /// Waits until something happens; nothing when the time is over first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
+    pub fn wait(&mut self, timeout: Duration) -> Result<Option<MemoryEvents>> {
+        let deadline = Deadline::after(timeout);
+        loop {
+            let changed = self.changed()?;
+            if changed.is_some() || deadline.has_passed() {
+                return Ok(changed);
+            }
+            self.notifier.poll(deadline)?;
+        }
+    }
+
+    /// Waits until the OOM killer has ended another process; the answer is whether it has before
+    /// the time was over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
+    pub fn wait_oom_kill(&mut self, timeout: Duration) -> Result<bool> {
+        let before = self.last.oom_kill;
+        let deadline = Deadline::after(timeout);
+        let mut told = false;
+        loop {
+            if let Some(now) = self.changed()? {
+                told |= now.oom > Some(0);
+            }
+            if self.last.oom_kill > before {
+                return Ok(true);
+            }
+            if deadline.has_passed() {
+                return Ok(false);
+            }
+            if told && self.version == Version::V1 {
+                self.notifier.poll(deadline.at_most(KILL_FOLLOWS))?;
+            } else {
+                self.notifier.poll(deadline)?;
+            }
+        }
+    }
+}
+
+/// Tells when a fork fails because of `pids.max`.
+///
+/// To integrate it, poll its descriptor for `POLLIN`, then call [`PidsWatch::changed`].
+#[doc(alias = "pids.events")]
+#[derive(Debug)]
+pub struct PidsWatch {
+    notifier: Notifier,
+    last: u64,
+}
+
+impl AsFd for PidsWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.notifier.fd.as_fd()
+    }
+}
+
+impl PidsWatch {
+    /// How many forks have failed in all, if there was another one since the last call. Never
+    /// blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
+    pub fn changed(&mut self) -> Result<Option<u64>> {
+        self.notifier.drain()?;
+        let now = pids_failures(&self.notifier.dir)?;
+        let changed = now != self.last;
+        self.last = now;
+        Ok(changed.then_some(now))
+    }
+
+    /// Waits until a fork fails; nothing when the time is over first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
+    pub fn wait(&mut self, timeout: Duration) -> Result<Option<u64>> {
+        let deadline = Deadline::after(timeout);
+        loop {
+            let changed = self.changed()?;
+            if changed.is_some() || deadline.has_passed() {
+                return Ok(changed);
+            }
+            self.notifier.poll(deadline)?;
+        }
+    }
+}
+
+fn pids_failures(dir: &Dir) -> Result<u64> {
+    counters(dir, "pids.events")?
+        .unwrap_or_default()
+        .get("max")
+        .ok_or_else(|| dir.unforeseen("pids.events", ParseError::new("a line `max <n>`", "")))
+}
+
+/// Whether somebody is in a group or below it, and whether they are stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct State {
+    /// There is a process.
+    pub populated: bool,
+    /// Every process is stopped. Linux 5.2.
+    pub frozen: bool,
+}
+
+/// Tells when a group becomes empty or populated, frozen or thawed. v2, on a hybrid layout too.
+///
+/// To integrate it, poll its descriptor for `POLLIN`, then call [`StateWatch::changed`].
+#[doc(alias = "cgroup.events")]
+#[derive(Debug)]
+pub struct StateWatch {
+    notifier: Notifier,
+    last: State,
+}
+
+impl AsFd for StateWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.notifier.fd.as_fd()
+    }
+}
+
+impl StateWatch {
+    /// The state as it was last seen.
+    pub fn last(&self) -> State {
+        self.last
+    }
+
+    /// The state, if it is another one than at the last call. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
+    pub fn changed(&mut self) -> Result<Option<State>> {
+        self.notifier.drain()?;
+        let now = state(&self.notifier.dir)?;
+        let changed = now != self.last;
+        self.last = now;
+        Ok(changed.then_some(now))
+    }
+
+    /// Waits until the state is one that `wanted` accepts, which may be at once; nothing when the
+    /// time is over first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
+    pub fn wait_for(
+        &mut self,
+        timeout: Duration,
+        wanted: impl Fn(State) -> bool,
+    ) -> Result<Option<State>> {
+        let deadline = Deadline::after(timeout);
+        loop {
+            self.changed()?;
+            if wanted(self.last) {
+                return Ok(Some(self.last));
+            }
+            if deadline.has_passed() {
+                return Ok(None);
+            }
+            self.notifier.poll(deadline)?;
+        }
+    }
+}
+
+fn state(dir: &Dir) -> Result<State> {
+    const FILE: &str = "cgroup.events";
+    let text = dir.read(FILE)?;
+    let events: Counters = text.parse().map_err(|error| dir.unforeseen(FILE, error))?;
+    let flag = |key| events.get(key).map(|value| value != 0);
+    Ok(State {
+        populated: flag("populated").ok_or_else(|| {
+            dir.unforeseen(FILE, ParseError::new("a line `populated 0|1`", &text))
+        })?,
+        frozen: flag("frozen").unwrap_or(false),
+    })
+}
+
+impl Cgroup {
+    /// Watches what happens at the memory limits. On v2 the memory controller is enabled for the
+    /// group if it is not yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ControllerUnavailable`](crate::Error::ControllerUnavailable); as [`Cgroup::enable`] on v2.
+    pub fn watch_memory(&self) -> Result<MemoryWatch> {
+        self.enable(Controller::Memory)?;
+        let (version, dir) = self.dir_of(Controller::Memory)?;
+        let notifier = match version {
+            Version::V2 => Notifier::on_file(dir, "memory.events")?,
+            Version::V1 => Notifier::on_v1_oom(dir)?,
+        };
+        let mut last = memory_events(version, dir)?;
+        if version == Version::V1 {
+            last.oom = Some(0);
+        }
+        Ok(MemoryWatch {
+            notifier,
+            version,
+            last,
+            oom: 0,
+        })
+    }
+
+    /// Watches for forks that fail because of `pids.max`. On v2 the pids controller is enabled
+    /// for the group if it is not yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ControllerUnavailable`](crate::Error::ControllerUnavailable); as [`Cgroup::enable`] on v2.
+    pub fn watch_pids(&self) -> Result<PidsWatch> {
+        self.enable(Controller::Pids)?;
+        let (_, dir) = self.dir_of(Controller::Pids)?;
+        let notifier = Notifier::on_file(dir, "pids.events")?;
+        let last = pids_failures(dir)?;
+        Ok(PidsWatch { notifier, last })
+    }
+
+    /// Watches whether somebody is in the group, and whether they are stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`](crate::Error::Unsupported) where v2 is not mounted and for the root; [`Cgroup::wait_empty`]
+    /// and [`Cgroup::wait_frozen`] work there too.
+    pub fn watch_state(&self) -> Result<StateWatch> {
+        let dir = match self.unified() {
+            Some(dir) if dir.has("cgroup.events") || !dir.is_alive() => dir,
+            _ => return Err(self.unsupported(Knob::Events)),
+        };
+        let notifier = Notifier::on_file(dir, "cgroup.events")?;
+        let last = state(dir)?;
+        Ok(StateWatch { notifier, last })
+    }
+}

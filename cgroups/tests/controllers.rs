@@ -1,0 +1,224 @@
+//! The controllers beyond cpu, memory and pids, on real groups.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cgroups::{
+    Bytes, Controller, CpuQuota, DeviceNumber, Error, IdSet, IoMax, Knob, Limits, Max, Partition,
+    Percent, RdmaMax, Version, Weight,
+};
+use support::Scratch;
+
+/// Applies, and checks that it either reads back or is named as missing.
+fn apply_or_named(scratch: &Scratch, limits: &Limits, knob: Knob) -> bool {
+    match scratch.apply(limits) {
+        Ok(()) => true,
+        Err(Error::Unsupported { knob: named, .. }) => {
+            assert_eq!(named, knob);
+            false
+        }
+        Err(Error::ControllerUnavailable { controller, .. }) => {
+            assert_eq!(controller, knob.controller());
+            false
+        }
+        Err(error) => panic!("{knob}: {error}"),
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn processors_are_idle_burst_and_clamped() {
+    let scratch = Scratch::new();
+    let quota = CpuQuota::new(Duration::from_millis(50), Duration::from_millis(200));
+    let quota = quota.expect("in range");
+    let burst = Limits::new().cpu_max(quota).cpu_max_burst(30_000_u64);
+    if apply_or_named(&scratch, &burst, Knob::CpuMaxBurst) {
+        assert_eq!(
+            scratch.limits().expect("readable").cpu_max_burst,
+            Some(30_000)
+        );
+        // Both at once, to values that each alone would be refused beside the old ones.
+        let smaller = CpuQuota::new(Duration::from_millis(10), Duration::from_millis(20));
+        let smaller = Limits::new()
+            .cpu_max(smaller.expect("in range"))
+            .cpu_max_burst(9_000_u64);
+        scratch.apply(&smaller).expect("the burst shrinks first");
+        scratch.apply(&burst).expect("the quota grows first");
+        assert_eq!(scratch.limits().expect("readable").cpu_max, burst.cpu_max);
+    }
+    let idle = Limits::new().cpu_idle(true);
+    if apply_or_named(&scratch, &idle, Knob::CpuIdle) {
+        assert_eq!(scratch.limits().expect("readable").cpu_idle, Some(true));
+        let busy = Limits::new()
+            .cpu_idle(false)
+            .cpu_weight(Weight::new(300).expect("in range"));
+        scratch
+            .apply(&busy)
+            .expect("idleness ends before the weight is set");
+        assert_eq!(
+            scratch.limits().expect("readable").cpu_weight,
+            busy.cpu_weight
+        );
+    }
+    let clamp = Limits::new()
+        .cpu_uclamp_min(Percent::from_hundredths(1_250).expect("in range"))
+        .cpu_uclamp_max(Max::At(Percent::from_hundredths(5_000).expect("in range")));
+    if apply_or_named(&scratch, &clamp, Knob::CpuUclampMin) {
+        let now = scratch.limits().expect("readable");
+        assert_eq!(now.cpu_uclamp_max, clamp.cpu_uclamp_max);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_partition_has_processors_of_its_own() {
+    let scratch = Scratch::new();
+    // Only a child of a partition can be one, so the scratch group itself is tried; as one of
+    // the machine's processors is taken, nothing else may hold that one exclusively.
+    let limits = Limits::new()
+        .cpuset_cpus(IdSet::from(0))
+        .cpuset_partition(Partition::Root);
+    if apply_or_named(&scratch, &limits, Knob::CpusetPartition) {
+        assert_eq!(
+            scratch.limits().expect("readable").cpuset_partition,
+            Some(Partition::Root)
+        );
+        let back = Limits::new().cpuset_partition(Partition::Member);
+        scratch.apply(&back).expect("given back");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn memory_is_protected_and_slowed_where_v2_has_it() {
+    let scratch = Scratch::new();
+    let limits = Limits::new()
+        .memory_min(Bytes::mib(1))
+        .memory_low(Bytes::mib(2))
+        .memory_high(Bytes::mib(3))
+        .memory_oom_group(true);
+    if apply_or_named(&scratch, &limits, Knob::MemoryMin) {
+        let now = scratch.limits().expect("readable");
+        assert_eq!(now.memory_min, limits.memory_min);
+        assert_eq!(now.memory_low, limits.memory_low);
+        assert_eq!(now.memory_high, limits.memory_high);
+        assert_eq!(now.memory_oom_group, Some(true));
+    }
+    let zswap = Limits::new().memory_zswap_max(Bytes::mib(4));
+    if apply_or_named(&scratch, &zswap, Knob::MemoryZswapMax) {
+        let now = scratch.limits().expect("readable");
+        assert_eq!(now.memory_zswap_max, zswap.memory_zswap_max);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn huge_pages_are_limited_by_size() {
+    let scratch = Scratch::new();
+    let sizes = std::fs::read_dir("/sys/kernel/mm/hugepages").expect("the machine has some");
+    let count = sizes.count() as u64;
+    assert!(count > 0);
+    let mut limits = Limits::new();
+    limits.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Max::At(Bytes::mib(8)))]));
+    scratch.apply(&limits).expect("2 MiB pages are there");
+    let now = scratch
+        .limits()
+        .expect("readable")
+        .hugetlb_max
+        .expect("enabled");
+    assert_eq!(now[&Bytes::mib(2)], Max::At(Bytes::mib(8)));
+    assert_eq!(now.len() as u64, count);
+    limits.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(3), Max::Unlimited)]));
+    let error = scratch
+        .apply(&limits)
+        .expect_err("no machine has 3 MiB pages");
+    assert!(
+        matches!(
+            error,
+            Error::Unsupported {
+                knob: Knob::HugetlbMax,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_device_that_is_not_there_is_named() {
+    let scratch = Scratch::new();
+    let mut limits = Limits::new().pids_max(5);
+    let nowhere = DeviceNumber::new(4_000, 77);
+    let max = IoMax::UNLIMITED.read_bytes(Bytes::mib(1));
+    limits.io_max = Some(BTreeMap::from([(nowhere, max)]));
+    let error = scratch.apply(&limits).expect_err("no such device");
+    assert!(
+        matches!(
+            error,
+            Error::NoSuchDevice {
+                knob: Knob::IoMax,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(error.to_string().contains("4000:77"), "{error}");
+    let now = scratch.limits().expect("readable");
+    assert!(now.pids_max.is_none_or(|max| max == Max::Unlimited));
+    let zero = IoMax::UNLIMITED.reads(0);
+    limits.io_max = Some(BTreeMap::from([(support::block_device(), zero)]));
+    let error = scratch.apply(&limits).expect_err("0 is no limit");
+    assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn names_of_resources_cannot_smuggle_lines_in() {
+    let scratch = Scratch::new();
+    let mut limits = Limits::new();
+    for key in ["", "a b", "a\nb", "a\0"] {
+        limits.misc_max = Some(BTreeMap::from([(key.to_owned(), Max::At(1))]));
+        match scratch.apply(&limits).expect_err("no such name") {
+            Error::InvalidKey {
+                knob: Knob::MiscMax,
+                ..
+            }
+            | Error::ControllerUnavailable {
+                controller: Controller::Misc,
+                ..
+            } => {}
+            error => panic!("{error}"),
+        }
+    }
+    let mut rdma = Limits::new();
+    rdma.rdma_max = Some(BTreeMap::from([(
+        "nothing0".to_owned(),
+        RdmaMax::UNLIMITED,
+    )]));
+    match scratch.apply(&rdma).expect_err("no such device") {
+        Error::ControllerUnavailable { .. }
+        | Error::NoSuchDevice { .. }
+        | Error::Refused {
+            knob: Knob::RdmaMax,
+            ..
+        } => {}
+        error => panic!("{error}"),
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn packets_are_classified_on_v1_only() {
+    let scratch = Scratch::new();
+    let class = Limits::new().net_cls_classid(0x0010_0001_u32);
+    let has_v1 = scratch.hierarchy().version_of(Controller::NetCls) == Some(Version::V1);
+    let applied = apply_or_named(&scratch, &class, Knob::NetClsClassid);
+    assert_eq!(applied, has_v1);
+    if applied {
+        let now = scratch.limits().expect("readable");
+        assert_eq!(now.net_cls_classid, class.net_cls_classid);
+    }
+}

@@ -1,0 +1,152 @@
+//! Subtrees of unprivileged users, and groups of threads.
+
+mod support;
+
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use cgroups::{Bytes, Controller, Error, GroupType, Knob, Limits, Max, Version};
+use support::{NOBODY, Running, Scratch, as_nobody, shell};
+
+#[test]
+#[ignore = "needs root"]
+fn a_user_works_inside_what_was_delegated_and_not_outside() {
+    let scratch = Scratch::new();
+    let home = scratch.create("home").expect("created");
+    home.enable(Controller::Pids).expect("enabled");
+    home.apply(&Limits::new().pids_max(10)).expect("applied");
+    home.delegate(NOBODY, NOBODY).expect("delegated");
+    let first = as_nobody(|| home.create("first").expect("the user's"));
+    let mut command = shell("exec sleep 100");
+    command.uid(NOBODY).gid(NOBODY);
+    let child = Running(first.spawn(command).expect("started"));
+    as_nobody(|| {
+        let second = home.create("second").expect("the user's");
+        second.attach(child.pid()).expect("moved inside");
+        assert_eq!(second.processes().expect("readable"), [child.pid()]);
+        second
+            .apply(&Limits::new().pids_max(3))
+            .expect("the user's own limit");
+        let now = second.limits().expect("readable");
+        assert_eq!(now.pids_max, Some(Max::At(3)));
+        let error = home
+            .apply(&Limits::new().pids_max(Max::Unlimited))
+            .expect_err("set from outside");
+        assert!(matches!(error, Error::NotDelegated { .. }), "{error}");
+        let error = scratch.attach(child.pid()).expect_err("out of the subtree");
+        assert!(matches!(error, Error::NotDelegated { .. }), "{error}");
+        let error = scratch.create("beside").expect_err("out of the subtree");
+        assert!(matches!(error, Error::NotDelegated { .. }), "{error}");
+        let error = home
+            .remove_within(Duration::ZERO)
+            .expect_err("its parent is not the user's");
+        assert!(matches!(error, Error::NotDelegated { .. }), "{error}");
+        assert_eq!(home.children().expect("readable").len(), 2);
+    });
+    // Still where the user put it, in every hierarchy.
+    let group = scratch
+        .hierarchy()
+        .of_process(child.pid())
+        .expect("it has a group");
+    assert_eq!(group.path(), home.path().join("second"));
+    assert_eq!(home.limits().expect("readable").pids_max, Some(Max::At(10)));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn usable_controllers_are_those_one_may_enable() {
+    let scratch = Scratch::new();
+    let hierarchy = scratch.hierarchy();
+    let usable = scratch.usable_controllers().expect("readable");
+    assert!(usable.contains(Controller::Pids) && usable.contains(Controller::Memory));
+    let as_user = as_nobody(|| scratch.usable_controllers().expect("readable"));
+    for controller in [Controller::Memory, Controller::Pids, Controller::Cpu] {
+        if hierarchy.version_of(controller) == Some(Version::V1) {
+            assert!(as_user.contains(controller), "v1 gives what is there");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn threads_are_distributed_on_v2() {
+    let scratch = Scratch::new();
+    let process = Running::in_group(&scratch, "exec sleep 100");
+    let threads = scratch.create("threads").expect("created");
+    assert_eq!(
+        threads.group_type().expect("readable"),
+        Some(GroupType::Domain)
+    );
+    let error = threads
+        .attach_thread(process.pid())
+        .expect_err("not yet threaded");
+    assert!(matches!(error, Error::CannotAttach { .. }), "{error}");
+    threads.make_threaded().expect("made");
+    assert_eq!(
+        threads.group_type().expect("readable"),
+        Some(GroupType::Threaded)
+    );
+    assert_eq!(
+        scratch.group_type().expect("readable"),
+        Some(GroupType::DomainThreaded)
+    );
+    threads.attach_thread(process.pid()).expect("moved");
+    assert_eq!(threads.threads().expect("readable"), [process.pid()]);
+    let below = threads.create("below").expect("created");
+    assert_eq!(
+        below.group_type().expect("readable"),
+        Some(GroupType::DomainInvalid)
+    );
+    scratch.kill().expect("killed, threads and all");
+    scratch.wait_empty(Duration::from_mins(1)).expect("empty");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn memory_is_reclaimed_on_demand() {
+    let scratch = Scratch::new();
+    match scratch
+        .enable(Controller::Memory)
+        .and_then(|()| scratch.reclaim(Bytes::mib(1)))
+    {
+        // An empty group has nothing to give.
+        Ok(reclaimed) => assert!(!reclaimed),
+        Err(Error::Unsupported { knob, .. }) => assert_eq!(knob, Knob::MemoryReclaim),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn statistics_of_every_controller_are_readable() {
+    let scratch = Scratch::new();
+    let _reader = Running::in_group(&scratch, "cat /proc/self/status; exec sleep 100");
+    for controller in [Controller::Memory, Controller::Io, Controller::Hugetlb] {
+        scratch.enable(controller).expect("enabled");
+    }
+    let memory = scratch.memory_stats().expect("readable").expect("enabled");
+    assert!(memory.peak.is_none_or(|peak| peak >= memory.current));
+    let counters = scratch
+        .memory_counters()
+        .expect("readable")
+        .expect("enabled");
+    let known = if scratch.hierarchy().version_of(Controller::Memory) == Some(Version::V1) {
+        "rss"
+    } else {
+        "anon"
+    };
+    assert!(counters.get(known).is_some(), "{counters}");
+    assert!(scratch.io_stats().expect("readable").is_some());
+    let huge = scratch.hugetlb_stats().expect("readable").expect("enabled");
+    assert_eq!(huge[&Bytes::mib(2)].current, Bytes::ZERO);
+    scratch.create("child").expect("created");
+    let groups = scratch
+        .group_counters()
+        .expect("readable")
+        .unwrap_or_default();
+    assert!(
+        groups.get("nr_descendants").is_none_or(|count| count == 1),
+        "{groups}"
+    );
+    scratch.misc_stats().expect("readable");
+}
