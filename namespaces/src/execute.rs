@@ -1,0 +1,605 @@
+//! What the child does: one operation of the plan after the other.
+//!
+//! The child is a copy of one thread of a process that may have many. Whatever the others held at
+//! that moment, it holds forever: the allocator's lock, a mutex of the standard library. So the
+//! code here and in the modules that it calls does nothing but system calls on what the plan has
+//! ready. It does not allocate, lock, or panic, and it never returns.
+
+use std::ffi::CStr;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::thread::{Gid, Uid};
+
+use crate::filesystem;
+use crate::plan::{JoinTime, Op, Plan};
+use crate::protocol::{Call, Failure, Record, passed, until};
+use crate::sys::{self, PlanFd};
+use crate::{Barrier, Capability, DeviceKind, Namespace};
+
+/// The status of a child that could not execute the program. The parent knows more from the
+/// record; this is for a parent that is gone.
+const FAILED: i32 = 125;
+const NOT_EXECUTABLE: i32 = 126;
+const NOT_FOUND: i32 = 127;
+
+/// What changes while the plan is executed.
+pub(crate) struct State {
+    /// The mount that is or will be `/`.
+    pub(crate) root: Option<OwnedFd>,
+    /// How far the parent lets the child run.
+    until: u8,
+    /// The namespaces that were not joined yet for lack of rights.
+    put_off: u32,
+    /// The file mode mask of the caller.
+    umask: Option<Mode>,
+    /// The working directory could not be entered as this user.
+    directory_put_off: bool,
+    /// The slave of the new terminal.
+    terminal: Option<OwnedFd>,
+    handlers_cleared: bool,
+}
+
+/// How the child was cloned.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Circumstances {
+    /// The signal handlers of the parent are gone already.
+    pub(crate) handlers_cleared: bool,
+    /// The parent sleeps until the program is executed: there is nobody to wait for.
+    pub(crate) parent_sleeps: bool,
+}
+
+/// Runs the plan in the child.
+pub(crate) fn run(plan: &Plan, circumstances: Circumstances) -> ! {
+    let mut state = State {
+        root: None,
+        until: if circumstances.parent_sleeps {
+            until::EXEC
+        } else {
+            0
+        },
+        put_off: 0,
+        umask: None,
+        directory_put_off: false,
+        terminal: None,
+        handlers_cleared: circumstances.handlers_cleared,
+    };
+    for (step, op) in (0_u32..).zip(&plan.ops) {
+        if let Err(failure) = perform(plan, op, &mut state) {
+            fail(plan, step, failure);
+        }
+    }
+    sys::exit(FAILED)
+}
+
+fn fail(plan: &Plan, step: u32, failure: Failure) -> ! {
+    let exec = failure.call == Call::Execve;
+    let file_exists = exec
+        && plan.programs.iter().any(|program| {
+            rustix::fs::access(program.as_c_str(), rustix::fs::Access::EXISTS).is_ok()
+        });
+    // When the parent is gone nobody is told; the exit status remains.
+    let _ = tell(
+        plan,
+        Record::Failed {
+            step,
+            failure,
+            file_exists,
+        },
+    );
+    sys::exit(match failure.errno {
+        Errno::NOENT | Errno::NOTDIR if exec => NOT_FOUND,
+        _ if exec => NOT_EXECUTABLE,
+        _ => FAILED,
+    })
+}
+
+fn tell(plan: &Plan, record: Record) -> Result<(), Failure> {
+    // A record is shorter than what a socket takes at once.
+    let record = record.encode();
+    let channel = plan.channel.in_child();
+    match rustix::net::send(channel, &record, rustix::net::SendFlags::NOSIGNAL) {
+        Ok(_) => Ok(()),
+        Err(errno @ (Errno::PIPE | Errno::CONNRESET)) => Err(Failure::of(Call::Sendto)(errno)),
+        // A seccomp filter of the caller's, which is sure to allow the more common call.
+        Err(_) => rustix::io::write(channel, &record)
+            .map(drop)
+            .map_err(Failure::of(Call::Write)),
+    }
+}
+
+/// Waits for the parent's next word. The child ends silently when the parent is gone: there is
+/// nobody left who wanted it.
+fn listen(plan: &Plan, state: &mut State) -> Result<(), Failure> {
+    let mut word = [0_u8];
+    loop {
+        match rustix::io::read(plan.channel.in_child(), &mut word) {
+            Ok(0) => sys::exit(FAILED),
+            Ok(_) => {
+                let [until] = word;
+                state.until = until;
+                return Ok(());
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => {
+                return Err(Failure {
+                    call: Call::Read,
+                    errno,
+                });
+            }
+        }
+    }
+}
+
+fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
+    match op {
+        Op::CloseFds(ranges) => close_fds(ranges),
+        Op::HideMemory => {
+            rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+                .map_err(Failure::of(Call::Prctl))
+        }
+        Op::Join { fd, kind, when } => join(state, *fd, *kind, *when),
+        Op::CloneAgain { namespaces, cgroup } => {
+            let cgroup = cgroup.as_ref().map(PlanFd::in_child);
+            match sys::clone_sibling(*namespaces, cgroup) {
+                Ok(0) => Ok(()),
+                Ok(pid) => {
+                    tell(plan, Record::Cloned { pid })?;
+                    sys::exit(0)
+                }
+                Err(errno) => Err(Failure {
+                    call: Call::Clone,
+                    errno,
+                }),
+            }
+        }
+        Op::Created if state.until > 0 => Ok(()),
+        Op::Created => listen(plan, state),
+        Op::Pause(barrier) => {
+            let number = match barrier {
+                Barrier::Mounted => until::MOUNTED,
+                Barrier::Ready => until::READY,
+            };
+            if state.until > number {
+                return Ok(());
+            }
+            tell(plan, Record::Waiting { at: number })?;
+            listen(plan, state)
+        }
+        Op::Unshare(kind) => sys::unshare(kind.flag()).map_err(Failure::of(Call::Unshare)),
+        Op::NewTime { offsets } => new_time(offsets.as_deref()),
+        Op::BecomeRoot { tolerant } => match become_root() {
+            Err(failure) if *tolerant && failure.errno == Errno::INVAL => Ok(()),
+            result => result,
+        },
+        Op::LoopbackUp => {
+            use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+            let socket = socket_with(
+                AddressFamily::INET,
+                SocketType::DGRAM,
+                SocketFlags::CLOEXEC,
+                None,
+            )
+            .map_err(Failure::of(Call::Socket))?;
+            sys::loopback_up(socket.as_fd()).map_err(Failure::of(Call::Ioctl))
+        }
+        Op::Hostname(name) => {
+            rustix::system::sethostname(name.as_bytes()).map_err(Failure::of(Call::Sethostname))
+        }
+        Op::Domainname(name) => {
+            rustix::system::setdomainname(name.as_bytes()).map_err(Failure::of(Call::Setdomainname))
+        }
+        Op::Propagate { flag } | Op::RootPropagation { flag } => {
+            sys::mount(None, c"/", None, flag | libc::MS_REC, None)
+                .map_err(Failure::of(Call::Mount))
+        }
+        Op::AttachRootPath(path) => {
+            state.root = Some(filesystem::attach_root_path(path)?);
+            Ok(())
+        }
+        Op::AttachRootMount(fd) => {
+            state.root = Some(filesystem::attach_root_mount(fd.in_child())?);
+            Ok(())
+        }
+        Op::StayInRoot => {
+            state.root = Some(filesystem::open_root()?);
+            Ok(())
+        }
+        Op::MountFilesystem {
+            kind,
+            name,
+            options,
+            data,
+            attributes,
+            or_bind,
+            target,
+            propagation,
+        } => filesystem::mount_new(
+            root(state)?,
+            &filesystem::NewFilesystem {
+                kind,
+                name,
+                options,
+                data,
+                or_bind: or_bind.as_deref(),
+            },
+            attributes,
+            target,
+            *propagation,
+        ),
+        Op::MountBind {
+            source,
+            recursive,
+            attributes,
+            target,
+            propagation,
+        } => filesystem::mount_bind(
+            root(state)?,
+            source,
+            *recursive,
+            attributes,
+            target,
+            *propagation,
+        ),
+        Op::MountDetached {
+            fd,
+            attributes,
+            target,
+            propagation,
+        } => filesystem::mount_detached(
+            root(state)?,
+            fd.in_child(),
+            attributes,
+            target,
+            *propagation,
+        ),
+        Op::FillDev { target, nodes } => filesystem::fill_dev(root(state)?, target, *nodes),
+        Op::Mask(path) => filesystem::mask(root(state)?, path),
+        Op::ReadOnlyPath(path) => filesystem::read_only_path(root(state)?, path),
+        Op::ReadOnlyRoot { recursive } => filesystem::read_only_root(root(state)?, *recursive),
+        Op::PivotRoot => filesystem::pivot_root(root(state)?),
+        Op::NewSession => rustix::process::setsid()
+            .map(drop)
+            .map_err(Failure::of(Call::Setsid)),
+        Op::Rlimit(resource, limit) => {
+            rustix::process::setrlimit(*resource, *limit).map_err(Failure::of(Call::Setrlimit))
+        }
+        Op::Umask(mask) => {
+            set_umask(state, *mask);
+            Ok(())
+        }
+        Op::CreateDirectory(target) => {
+            filesystem::open_target(root(state)?, target, filesystem::Make::Directory).map(drop)
+        }
+        Op::EnterDirectory { path, again } => match enter_directory(path) {
+            Err(failure) if *again && failure.errno == Errno::ACCESS => {
+                state.directory_put_off = true;
+                Ok(())
+            }
+            result => result,
+        },
+        Op::EnterDirectoryAgain(path) if state.directory_put_off => enter_directory(path),
+        Op::EnterDirectoryAgain(_) => Ok(()),
+        Op::LimitBounding(dropped) => limit_bounding(dropped),
+        Op::KeepCapabilities => {
+            rustix::thread::set_keep_capabilities(true).map_err(Failure::of(Call::Prctl))
+        }
+        Op::Groups { groups, implied } => match rustix::thread::set_thread_groups(groups) {
+            Err(Errno::PERM) if *implied => Ok(()),
+            result => result.map_err(Failure::of(Call::Setgroups)),
+        },
+        Op::Gid(gid) => set_gid(*gid),
+        Op::Uid(uid) => set_uid(*uid),
+        Op::Capabilities { sets, ambient } => {
+            rustix::thread::set_capabilities(None, *sets).map_err(Failure::of(Call::Capset))?;
+            set_ambient(ambient)
+        }
+        Op::PlaceFds(placed) => place_fds(placed),
+        Op::DieWithParent => die_with_parent(plan),
+        Op::NoNewPrivs => rustix::thread::set_no_new_privs(true).map_err(Failure::of(Call::Prctl)),
+        Op::ResetSignals => {
+            sys::reset_signal_handlers(state.handlers_cleared)
+                .map_err(Failure::of(Call::Sigaction))?;
+            // From here on only the filter and execve are left to fail; the parent takes the
+            // end of the socket for success. One that left at the gate is not told.
+            let _ = tell(plan, Record::Executing);
+            Ok(())
+        }
+        Op::Seccomp {
+            program,
+            flags,
+            listener,
+        } => match sys::seccomp(program, *flags, *listener) {
+            Ok(None) => Ok(()),
+            Ok(Some(fd)) => pass(plan, passed::LISTENER, fd.as_fd()),
+            Err(errno) => Err(Failure::of(Call::Seccomp)(errno)),
+        },
+        Op::Terminal { size, console, uid } => {
+            let size = (size.rows, size.columns);
+            let (master, slave) = filesystem::make_terminal(root(state)?, console, size, *uid)?;
+            state.terminal = Some(slave);
+            pass(plan, passed::TERMINAL, master.as_fd())
+        }
+        Op::TakeTerminal => {
+            let terminal = state.terminal.as_ref().ok_or(Failure {
+                call: Call::Ioctl,
+                errno: Errno::NOTTY,
+            })?;
+            sys::set_controlling_terminal(terminal.as_fd()).map_err(Failure::of(Call::Ioctl))?;
+            (0..3).try_for_each(|number| {
+                sys::dup_to(terminal.as_fd(), number).map_err(Failure::of(Call::Dup3))
+            })
+        }
+        Op::Device {
+            target,
+            outside,
+            kind,
+            number,
+            mode,
+            owner,
+            nodes,
+        } => filesystem::make_node(
+            root(state)?,
+            target,
+            &filesystem::Node {
+                outside,
+                kind: match kind {
+                    DeviceKind::Character => rustix::fs::FileType::CharacterDevice,
+                    DeviceKind::Block => rustix::fs::FileType::BlockDevice,
+                    DeviceKind::Fifo => rustix::fs::FileType::Fifo,
+                },
+                number: *number,
+                mode: *mode,
+                owner: *owner,
+                nodes: *nodes,
+            },
+        ),
+        Op::WriteProc { path, value, .. } => filesystem::write_proc(path, value),
+        Op::Scheduler(attr) => sys::sched_setattr(attr).map_err(Failure::of(Call::SchedSetattr)),
+        Op::Nice(nice) => rustix::process::setpriority_process(None, *nice)
+            .map_err(Failure::of(Call::Setpriority)),
+        Op::IoPriority(priority) => {
+            sys::ioprio_set(*priority).map_err(Failure::of(Call::IoprioSet))
+        }
+        Op::Affinity(cpus) => {
+            sys::sched_setaffinity(cpus).map_err(Failure::of(Call::SchedSetaffinity))
+        }
+        Op::MemoryPolicy { mode, nodes } => {
+            sys::set_mempolicy(*mode, nodes).map_err(Failure::of(Call::SetMempolicy))
+        }
+        Op::Personality(persona) => {
+            sys::personality(*persona).map_err(Failure::of(Call::Personality))
+        }
+        Op::Keyring(name) => sys::join_session_keyring(name).map_err(Failure::of(Call::Keyctl)),
+        Op::Gate(fd) => gate(plan, state, fd.in_child()),
+        Op::Exec => Err(Failure {
+            call: Call::Execve,
+            errno: execute(plan),
+        }),
+    }
+}
+
+fn root(state: &State) -> Result<BorrowedFd<'_>, Failure> {
+    // Every plan attaches the root before it uses it.
+    state.root.as_ref().map(AsFd::as_fd).ok_or(Failure {
+        call: Call::Openat,
+        errno: Errno::BADF,
+    })
+}
+
+fn close_fds(ranges: &[(u32, u32)]) -> Result<(), Failure> {
+    for (first, last) in ranges {
+        match sys::close_range(*first, *last, false) {
+            Ok(()) => {}
+            Err(Errno::NOSYS | Errno::PERM) => {
+                // A seccomp filter that does not know the call. Beyond the soft limit there may
+                // be descriptors only if it was lowered after they were opened.
+                let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+                    .current
+                    .unwrap_or(1 << 20)
+                    .min(1 << 20);
+                let end = u64::from(*last).saturating_add(1).min(limit);
+                for fd in u64::from(*first)..end {
+                    // Below 2^20 by the line above.
+                    sys::close(fd.try_into().unwrap_or(RawFd::MAX));
+                }
+            }
+            Err(errno) => {
+                return Err(Failure {
+                    call: Call::CloseRange,
+                    errno,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn join(state: &mut State, fd: PlanFd, kind: Namespace, when: JoinTime) -> Result<(), Failure> {
+    if when == JoinTime::AfterUser && state.put_off & kind.flag() == 0 {
+        return Ok(());
+    }
+    match sys::setns(fd.in_child(), kind.flag()) {
+        Err(Errno::PERM) if when == JoinTime::BeforeUser => {
+            state.put_off |= kind.flag();
+            Ok(())
+        }
+        result => result.map_err(Failure::of(Call::Setns)),
+    }
+}
+
+fn new_time(offsets: Option<&CStr>) -> Result<(), Failure> {
+    sys::unshare(Namespace::Time.flag()).map_err(Failure::of(Call::Unshare))?;
+    if let Some(offsets) = offsets {
+        filesystem::write_proc(c"self/timens_offsets", offsets.to_bytes())?;
+    }
+    let link = filesystem::open_proc(c"self/ns/time_for_children", false)?;
+    sys::setns(link.as_fd(), Namespace::Time.flag()).map_err(Failure::of(Call::Setns))
+}
+
+fn become_root() -> Result<(), Failure> {
+    set_gid(Gid::ROOT)?;
+    set_uid(Uid::ROOT)
+}
+
+fn set_gid(gid: Gid) -> Result<(), Failure> {
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(Failure::of(Call::Setresgid))
+}
+
+fn set_uid(uid: Uid) -> Result<(), Failure> {
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(Failure::of(Call::Setresuid))
+}
+
+/// Without a mask: no bit is masked while things are made for the program. With `u32::MAX`: the
+/// caller's own mask again.
+fn set_umask(state: &mut State, mask: Option<u32>) {
+    let new = match mask {
+        None => Mode::empty(),
+        Some(u32::MAX) => state.umask.unwrap_or(Mode::from_bits_retain(0o022)),
+        Some(mask) => Mode::from_bits_retain(mask),
+    };
+    let old = rustix::process::umask(new);
+    if mask.is_none() {
+        state.umask = Some(old);
+    }
+}
+
+fn enter_directory(path: &CStr) -> Result<(), Failure> {
+    rustix::process::chdir(path).map_err(Failure::of(Call::Chdir))?;
+    // A directory outside the root has a path that begins with "(unreachable)" (CVE-2024-21626).
+    let mut buffer = [0_u8; 4096];
+    let path = sys::getcwd(&mut buffer).map_err(Failure::of(Call::Getcwd))?;
+    if path.first() == Some(&b'/') {
+        Ok(())
+    } else {
+        Err(Failure {
+            call: Call::Getcwd,
+            errno: Errno::XDEV,
+        })
+    }
+}
+
+fn kernel_set(capability: Capability) -> rustix::thread::CapabilitySet {
+    rustix::thread::CapabilitySet::from_bits_retain(1 << capability as u8)
+}
+
+fn limit_bounding(dropped: &[Capability]) -> Result<(), Failure> {
+    for capability in dropped {
+        match rustix::thread::remove_capability_from_bounding_set(kernel_set(*capability)) {
+            // A capability newer than the kernel.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(errno) => {
+                return Err(Failure {
+                    call: Call::Prctl,
+                    errno,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_ambient(ambient: &[Capability]) -> Result<(), Failure> {
+    rustix::thread::clear_ambient_capability_set().map_err(Failure::of(Call::Prctl))?;
+    for capability in ambient {
+        rustix::thread::configure_capability_in_ambient_set(kernel_set(*capability), true)
+            .map_err(Failure::of(Call::Prctl))?;
+    }
+    Ok(())
+}
+
+fn place_fds(placed: &[(PlanFd, RawFd)]) -> Result<(), Failure> {
+    for (fd, number) in placed {
+        sys::dup_to(fd.in_child(), *number).map_err(Failure::of(Call::Dup3))?;
+    }
+    Ok(())
+}
+
+fn die_with_parent(plan: &Plan) -> Result<(), Failure> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(Failure::of(Call::Prctl))?;
+    // The parent may have ended just before; then its end of the socket is closed.
+    let mut byte = [0_u8];
+    match rustix::net::recv(
+        plan.channel.in_child(),
+        &mut byte,
+        rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT,
+    ) {
+        Ok((0, _)) => sys::exit(FAILED),
+        _ => Ok(()),
+    }
+}
+
+/// Passes a descriptor to the parent.
+fn pass(plan: &Plan, what: u8, fd: BorrowedFd<'_>) -> Result<(), Failure> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let fds = [fd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let record = Record::Passed { what }.encode();
+    sendmsg(
+        plan.channel.in_child(),
+        &[IoSlice::new(&record)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .map_err(Failure::of(Call::Sendmsg))
+}
+
+/// Waits until somebody lets the process through. The parent may leave meanwhile.
+fn gate(plan: &Plan, state: &State, fd: BorrowedFd<'_>) -> Result<(), Failure> {
+    if state.until <= until::GATE {
+        tell(plan, Record::Waiting { at: until::GATE })?;
+    }
+    let mut byte = [0_u8];
+    loop {
+        match rustix::io::read(fd, &mut byte) {
+            Ok(0) => sys::exit(FAILED),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Failure::of(Call::Read)(errno)),
+        }
+    }
+}
+
+/// Executes the program; waits a little while it is open for writing. A file that this process
+/// has just written may, for a moment, still be open in a process that another thread cloned.
+fn execute_when_written(plan: &Plan, program: &CStr) -> Errno {
+    let mut pause = rustix::thread::Timespec {
+        tv_sec: 0,
+        tv_nsec: 1_000_000,
+    };
+    loop {
+        let errno = sys::execve(program, &plan.args, &plan.env);
+        // A quarter of a second in all.
+        if errno != Errno::TXTBSY || pause.tv_nsec > 128_000_000 {
+            return errno;
+        }
+        // An interrupted sleep is a shorter one.
+        let _ = rustix::thread::nanosleep(&pause);
+        pause.tv_nsec *= 2;
+    }
+}
+
+fn execute(plan: &Plan) -> Errno {
+    // Everything is blocked since before the clone; the program starts with an empty mask.
+    if let Err(errno) = sys::set_signal_mask(0) {
+        return errno;
+    }
+    let mut denied = false;
+    let mut last = Errno::NOENT;
+    for program in &plan.programs {
+        last = execute_when_written(plan, program);
+        match last {
+            Errno::ACCESS => denied = true,
+            Errno::NOENT | Errno::NOTDIR | Errno::STALE | Errno::NODEV | Errno::TIMEDOUT => {}
+            errno => return errno,
+        }
+    }
+    if denied { Errno::ACCESS } else { last }
+}

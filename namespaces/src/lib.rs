@@ -1,0 +1,43 @@
+#![doc = include_str!("../README.md")]
+
+mod attributes;
+mod capability;
+mod child;
+mod command;
+mod compile;
+mod compile_filesystem;
+mod compile_process;
+mod error;
+mod execute;
+mod filesystem;
+mod identity;
+mod idmap;
+mod mount;
+mod namespace;
+mod own_executable;
+mod plan;
+mod protocol;
+mod rlimit;
+mod starting;
+mod stdio;
+mod subid;
+// System calls need unsafe; everything else in this crate does without.
+#[allow(unsafe_code)]
+mod sys;
+
+pub use attributes::{
+    Device, DeviceKind, IoPriority, MemoryPolicy, Scheduler, SecurityLabel, TerminalSize,
+    TimeOffset,
+};
+pub use capability::{Capabilities, Capability, CapabilitySet, UnknownCapability};
+pub use child::{Child, ResourceUsage};
+pub use command::Command;
+pub use error::{Error, Origin, Step, StepError};
+pub use identity::{NamespaceId, persist, user_namespace};
+pub use idmap::{Degradation, IdMap, IdMapping, IdRange, UserMapping};
+pub use mount::{Mount, MountAttributes, Propagation, Root};
+pub use namespace::Namespace;
+pub use own_executable::protect_own_executable;
+pub use rlimit::{Limit, Resource};
+pub use starting::{Barrier, Starting};
+pub use stdio::Stdio;

@@ -1,0 +1,394 @@
+//! Mounts as data.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+bitflags::bitflags! {
+    /// Attributes of a mount, see `mount_setattr(2)` and `mount(8)`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+    pub struct MountAttributes: u64 {
+        /// Nothing can be written through the mount.
+        #[doc(alias = "MOUNT_ATTR_RDONLY")]
+        const READ_ONLY = 0x01;
+        /// Set-user-id bits and file capabilities do not count.
+        #[doc(alias = "MOUNT_ATTR_NOSUID")]
+        const NO_SUID = 0x02;
+        /// Device nodes cannot be opened.
+        #[doc(alias = "MOUNT_ATTR_NODEV")]
+        const NO_DEV = 0x04;
+        /// Programs cannot be executed.
+        #[doc(alias = "MOUNT_ATTR_NOEXEC")]
+        const NO_EXEC = 0x08;
+        /// Access times are not updated.
+        #[doc(alias = "MOUNT_ATTR_NOATIME")]
+        const NO_ATIME = 0x10;
+        /// Access times are always updated.
+        #[doc(alias = "MOUNT_ATTR_STRICTATIME")]
+        const STRICT_ATIME = 0x20;
+        /// Access times of directories are not updated.
+        #[doc(alias = "MOUNT_ATTR_NODIRATIME")]
+        const NO_DIR_ATIME = 0x80;
+        /// Symbolic links are not followed. Linux 5.10.
+        #[doc(alias = "MOUNT_ATTR_NOSYMFOLLOW")]
+        const NO_SYMLINK_FOLLOW = 0x0020_0000;
+    }
+}
+
+/// How mounts and unmounts propagate between peers, see `mount_namespaces(7)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Propagation {
+    /// Neither receives nor sends. The default of a new root.
+    #[default]
+    #[doc(alias = "MS_PRIVATE")]
+    Private,
+    /// Receives and sends.
+    #[doc(alias = "MS_SHARED")]
+    Shared,
+    /// Receives only.
+    #[doc(alias = "MS_SLAVE")]
+    Slave,
+    /// Private, and cannot be bind-mounted.
+    #[doc(alias = "MS_UNBINDABLE")]
+    Unbindable,
+}
+
+/// What a [`Mount`] puts at its target.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A file system made for it: `proc`, `tmpfs`, …
+    Filesystem {
+        kind: OsString,
+        options: Vec<(OsString, Option<OsString>)>,
+        /// The `source` that mountinfo shows.
+        name: OsString,
+        /// What to do where the kernel refuses with EPERM.
+        or_bind: Option<PathBuf>,
+    },
+    Bind {
+        path: PathBuf,
+        recursive: bool,
+    },
+    Detached(OwnedFd),
+    /// The minimal /dev.
+    Dev,
+}
+
+/// One mount inside the new root, described as data.
+///
+/// The target is resolved *inside the root* (`openat2(2)` with `RESOLVE_IN_ROOT`), whatever links
+/// an image has there; missing directories on the way are made. Sources of bind mounts are paths
+/// outside, as the caller sees them.
+#[derive(Debug)]
+pub struct Mount {
+    pub(crate) source: Source,
+    pub(crate) target: PathBuf,
+    pub(crate) attributes: MountAttributes,
+    pub(crate) cleared: MountAttributes,
+    pub(crate) idmap: Option<OwnedFd>,
+    pub(crate) recursive_attributes: bool,
+    pub(crate) propagation: Option<(Propagation, bool)>,
+    pub(crate) create_target: bool,
+}
+
+impl Mount {
+    fn new(source: Source, target: &Path) -> Self {
+        Self {
+            source,
+            target: target.to_owned(),
+            attributes: MountAttributes::empty(),
+            cleared: MountAttributes::empty(),
+            idmap: None,
+            recursive_attributes: false,
+            propagation: None,
+            create_target: true,
+        }
+    }
+
+    /// A new instance of the file system `kind`.
+    #[doc(alias = "fsopen")]
+    pub fn filesystem(kind: impl Into<OsString>, target: impl AsRef<Path>) -> Self {
+        let kind = kind.into();
+        Self::new(
+            Source::Filesystem {
+                name: kind.clone(),
+                kind,
+                options: Vec::new(),
+                or_bind: None,
+            },
+            target.as_ref(),
+        )
+    }
+
+    /// `/proc` of the new pid namespace: nosuid, nodev, noexec. See `proc(5)`.
+    pub fn proc(target: impl AsRef<Path>) -> Self {
+        Self::filesystem("proc", target).attributes(
+            MountAttributes::NO_SUID | MountAttributes::NO_DEV | MountAttributes::NO_EXEC,
+        )
+    }
+
+    /// An empty file system in memory: nosuid, nodev. Limit it with `.option("size", "64m")`. See
+    /// `tmpfs(5)`.
+    pub fn tmpfs(target: impl AsRef<Path>) -> Self {
+        Self::filesystem("tmpfs", target)
+            .attributes(MountAttributes::NO_SUID | MountAttributes::NO_DEV)
+    }
+
+    /// A private set of pseudo-terminals: `newinstance`, mode 0620, ptmx open to all; nosuid,
+    /// noexec. Group 5 (tty) owns the terminals where that group is mapped.
+    pub fn devpts(target: impl AsRef<Path>) -> Self {
+        Self::filesystem("devpts", target)
+            .flag("newinstance")
+            .option("ptmxmode", "0666")
+            .option("mode", "0620")
+            .attributes(MountAttributes::NO_SUID | MountAttributes::NO_EXEC)
+    }
+
+    /// `/sys`, read-only: nosuid, nodev, noexec. Where the kernel refuses it, which it does in a
+    /// user namespace that does not own the network namespace, the caller's `/sys` is bound
+    /// recursively instead.
+    pub fn sysfs(target: impl AsRef<Path>) -> Self {
+        let mut mount = Self::filesystem("sysfs", target).attributes(
+            MountAttributes::READ_ONLY
+                | MountAttributes::NO_SUID
+                | MountAttributes::NO_DEV
+                | MountAttributes::NO_EXEC,
+        );
+        if let Source::Filesystem { or_bind, .. } = &mut mount.source {
+            *or_bind = Some(PathBuf::from("/sys"));
+        }
+        mount
+    }
+
+    /// POSIX message queues of the ipc namespace, `mq_overview(7)`: nosuid, nodev, noexec.
+    pub fn mqueue(target: impl AsRef<Path>) -> Self {
+        Self::filesystem("mqueue", target).attributes(
+            MountAttributes::NO_SUID | MountAttributes::NO_DEV | MountAttributes::NO_EXEC,
+        )
+    }
+
+    /// The unified control group hierarchy (cgroup v2): nosuid, nodev, noexec.
+    pub fn cgroup2(target: impl AsRef<Path>) -> Self {
+        Self::filesystem("cgroup2", target).attributes(
+            MountAttributes::NO_SUID | MountAttributes::NO_DEV | MountAttributes::NO_EXEC,
+        )
+    }
+
+    /// A minimal `/dev`: a tmpfs with `null zero full random urandom tty` (nodes where that is
+    /// allowed, else binds of the caller's), and the links `fd stdin stdout stderr ptmx`. Add
+    /// [`devpts`](Self::devpts) on `/dev/pts` and a [`tmpfs`](Self::tmpfs) on `/dev/shm` as
+    /// wanted.
+    #[doc(alias = "mknod")]
+    pub fn dev(target: impl AsRef<Path>) -> Self {
+        Self::new(Source::Dev, target.as_ref())
+            .attributes(MountAttributes::NO_SUID | MountAttributes::STRICT_ATIME)
+    }
+
+    /// The file or directory `source` of the caller, with everything mounted below it.
+    #[doc(alias = "MS_BIND")]
+    #[doc(alias = "open_tree")]
+    pub fn bind(source: impl AsRef<Path>, target: impl AsRef<Path>) -> Self {
+        Self::new(
+            Source::Bind {
+                path: source.as_ref().to_owned(),
+                recursive: true,
+            },
+            target.as_ref(),
+        )
+    }
+
+    /// The file or directory `source` of the caller, without what is mounted below it.
+    pub fn bind_single(source: impl AsRef<Path>, target: impl AsRef<Path>) -> Self {
+        Self::new(
+            Source::Bind {
+                path: source.as_ref().to_owned(),
+                recursive: false,
+            },
+            target.as_ref(),
+        )
+    }
+
+    /// A detached mount: an fd from `fsmount(2)` or `open_tree(2)` with `OPEN_TREE_CLONE`, for
+    /// instance an overlay. It is moved, so it can be used for one process only.
+    ///
+    /// # Errors
+    ///
+    /// When the fd cannot be duplicated.
+    #[doc(alias = "move_mount")]
+    pub fn detached(mount: impl AsFd, target: impl AsRef<Path>) -> io::Result<Self> {
+        Ok(Self::new(
+            Source::Detached(mount.as_fd().try_clone_to_owned()?),
+            target.as_ref(),
+        ))
+    }
+
+    /// What a container's programs expect: `/proc`, `/dev` with `pts`, `shm` and `mqueue`, and a
+    /// read-only `/sys`.
+    pub fn standard() -> Vec<Self> {
+        vec![
+            Self::proc("/proc"),
+            Self::dev("/dev"),
+            Self::devpts("/dev/pts"),
+            Self::tmpfs("/dev/shm")
+                .option("mode", "1777")
+                .option("size", "65536k")
+                .with(MountAttributes::NO_EXEC),
+            Self::mqueue("/dev/mqueue"),
+            Self::sysfs("/sys"),
+        ]
+    }
+
+    /// Replaces the attributes that are set on the topmost mount; others stay as they are.
+    pub fn attributes(mut self, attributes: MountAttributes) -> Self {
+        self.attributes = attributes;
+        self.recursive_attributes = false;
+        self
+    }
+
+    /// Replaces the attributes that are set on every mount of a recursive bind. Linux 5.12.
+    #[doc(alias = "mount_setattr")]
+    pub fn attributes_recursive(mut self, attributes: MountAttributes) -> Self {
+        self.attributes = attributes;
+        self.recursive_attributes = true;
+        self
+    }
+
+    /// Adds attributes.
+    pub fn with(mut self, attributes: MountAttributes) -> Self {
+        self.attributes |= attributes;
+        self
+    }
+
+    /// Clears attributes of a bind or a detached mount. In a user namespace those that the outer
+    /// one set cannot be cleared.
+    pub fn without(mut self, attributes: MountAttributes) -> Self {
+        self.cleared |= attributes;
+        self.attributes -= attributes;
+        self
+    }
+
+    /// Shifts the owners of files on a bind or a detached mount by the map of a user namespace:
+    /// an fd of `/proc/PID/ns/user`, for instance of
+    /// [`user_namespace`](crate::user_namespace). The mount must not be idmapped already.
+    /// Linux 5.12, and support of the file system.
+    ///
+    /// # Errors
+    ///
+    /// When the fd cannot be duplicated.
+    #[doc(alias = "MOUNT_ATTR_IDMAP")]
+    pub fn idmapped(mut self, user_namespace: impl AsFd) -> io::Result<Self> {
+        self.idmap = Some(user_namespace.as_fd().try_clone_to_owned()?);
+        Ok(self)
+    }
+
+    /// Makes it read-only; for a recursive bind everything below too, which needs Linux 5.12
+    /// where something is mounted below.
+    pub fn read_only(mut self) -> Self {
+        self.attributes |= MountAttributes::READ_ONLY;
+        if let Source::Bind {
+            recursive: true, ..
+        } = self.source
+        {
+            self.recursive_attributes = true;
+        }
+        self
+    }
+
+    /// An option of the file system with a value, such as `size=64m` of tmpfs or `hidepid=2` of
+    /// proc. Without meaning for binds and detached mounts.
+    #[doc(alias = "fsconfig")]
+    pub fn option(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        if let Source::Filesystem { options, .. } = &mut self.source {
+            options.push((key.into(), Some(value.into())));
+        }
+        self
+    }
+
+    /// An option of the file system without a value.
+    pub fn flag(mut self, key: impl Into<OsString>) -> Self {
+        if let Source::Filesystem { options, .. } = &mut self.source {
+            options.push((key.into(), None));
+        }
+        self
+    }
+
+    /// The source that `/proc/self/mountinfo` shows for a file system; its kind by default.
+    pub fn source_name(mut self, source: impl Into<OsString>) -> Self {
+        if let Source::Filesystem { name, .. } = &mut self.source {
+            *name = source.into();
+        }
+        self
+    }
+
+    /// Sets the propagation of the mount.
+    pub fn propagation(mut self, propagation: Propagation) -> Self {
+        self.propagation = Some((propagation, false));
+        self
+    }
+
+    /// Sets the propagation of the mount and of everything below it.
+    pub fn propagation_recursive(mut self, propagation: Propagation) -> Self {
+        self.propagation = Some((propagation, true));
+        self
+    }
+
+    /// Whether a missing target is made: a directory, or for a bind of a file an empty file.
+    /// On by default.
+    pub fn create_target(mut self, create: bool) -> Self {
+        self.create_target = create;
+        self
+    }
+
+    /// Where it goes inside the root.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+}
+
+/// What becomes `/`.
+#[derive(Debug)]
+pub struct Root(pub(crate) RootKind);
+
+#[derive(Debug)]
+pub(crate) enum RootKind {
+    Path(PathBuf),
+    Detached(OwnedFd),
+}
+
+impl Root {
+    /// A directory, bound recursively.
+    pub fn path(path: impl Into<PathBuf>) -> Self {
+        Self(RootKind::Path(path.into()))
+    }
+
+    /// A detached mount: an fd from `fsmount(2)` or `open_tree(2)` with `OPEN_TREE_CLONE`. It is
+    /// moved, so it can be used for one process only.
+    pub fn detached(mount: OwnedFd) -> Self {
+        Self(RootKind::Detached(mount))
+    }
+}
+
+impl From<OwnedFd> for Root {
+    fn from(mount: OwnedFd) -> Self {
+        Self::detached(mount)
+    }
+}
+
+impl From<PathBuf> for Root {
+    fn from(path: PathBuf) -> Self {
+        Self::path(path)
+    }
+}
+
+impl From<&Path> for Root {
+    fn from(path: &Path) -> Self {
+        Self::path(path)
+    }
+}
+
+impl From<&str> for Root {
+    fn from(path: &str) -> Self {
+        Self::path(path)
+    }
+}

@@ -1,0 +1,362 @@
+//! Every system call of a plan is made to fail: the error names the step, and nothing is left.
+//!
+//! A test runs itself again under a seccomp filter that lets one system call fail, and reports
+//! from there. All but what is under test is as in any program.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use common::{Rootfs, container};
+use namespaces::{
+    Barrier, Capabilities, Command, Device, DeviceKind, Error, IoPriority, Limit, Mount,
+    MountAttributes, Namespace, Resource, Scheduler, TerminalSize, TimeOffset, UserMapping,
+};
+
+const CASE: &str = "COFFERDAM_FAULT";
+
+/// A filter that lets one system call fail with this errno: ld [0]; jeq; ret ERRNO; ret ALLOW.
+fn filter(call: libc::c_long, errno: i32) -> Vec<u8> {
+    let call = u32::try_from(call).expect("a number");
+    let errno = 0x0005_0000 | u32::try_from(errno).expect("a number");
+    let mut program = Vec::new();
+    for (code, jt, jf, k) in [
+        (0x20_u16, 0_u8, 0_u8, 0_u32),
+        (0x15, 0, 1, call),
+        (0x06, 0, 0, errno),
+        (0x06, 0, 0, 0x7fff_0000),
+    ] {
+        program.extend(code.to_ne_bytes());
+        program.extend([jt, jf]);
+        program.extend(k.to_ne_bytes());
+    }
+    program
+}
+
+/// A copy of this program in the temporary directory. Where programs are read over a slow file
+/// system without a cache, as in the lab, running it dozens of times takes minutes otherwise.
+struct Copy {
+    directory: tempfile::TempDir,
+}
+
+impl Copy {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::copy("/proc/self/exe", directory.path().join("test")).expect("copy this program");
+        Self { directory }
+    }
+
+    /// Runs a test of this file again with one system call failing; gives what it printed.
+    fn again(&self, test: &str, call: libc::c_long, errno: i32) -> String {
+        again(&self.directory.path().join("test"), test, call, errno)
+    }
+}
+
+fn again(program: &std::path::Path, test: &str, call: libc::c_long, errno: i32) -> String {
+    let output = Command::new(program)
+        // In the main thread: making another may be what fails.
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CASE, "1")
+        .no_new_privs(true)
+        .seccomp(filter(call, errno))
+        .output()
+        .expect("run this test again");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// A plan with a step of every kind that needs no privilege.
+fn everything(rootfs: &Rootfs) -> Command {
+    let mut command = container(rootfs, "exit 42");
+    let zero = TimeOffset::default();
+    command
+        .unshare([Namespace::Time])
+        .time_offsets(zero, zero)
+        .hostname("host")
+        .domainname("domain")
+        .loopback_up(true)
+        .mounts(Mount::standard())
+        .mount(Mount::bind_single("/usr", "/usr").with(MountAttributes::READ_ONLY))
+        .devices([Device::new("/made/fifo", DeviceKind::Fifo, 0, 0).owner(0, 0)])
+        .masked_paths(["/proc/kcore", "/etc"])
+        .read_only_paths(["/proc/sys"])
+        .root_read_only(true)
+        .sysctl("net.ipv4.ip_forward", "1")
+        .rlimit(
+            Resource::Core,
+            Limit {
+                soft: Some(0),
+                hard: Some(0),
+            },
+        )
+        .nice(19)
+        .io_priority(IoPriority::Idle)
+        .cpu_affinity([0])
+        .session_keyring("cofferdam-fault")
+        .personality(0)
+        .terminal(TerminalSize {
+            rows: 1,
+            columns: 1,
+        })
+        .capabilities(Capabilities::container_default())
+        .die_with_parent(true)
+        .no_new_privs(true)
+        .seccomp(filter(libc::SYS_acct, 1));
+    command
+}
+
+/// What a process leaves behind: descriptors, children, mounts.
+fn traces() -> (usize, String, String) {
+    let children = fs::read_dir("/proc/self/task")
+        .expect("read")
+        .map(|task| {
+            let path = task.expect("an entry").path().join("children");
+            fs::read_to_string(path).unwrap_or_default()
+        })
+        .collect();
+    (
+        fs::read_dir("/proc/self/fd").expect("read").count(),
+        children,
+        fs::read_to_string("/proc/self/mountinfo").expect("read"),
+    )
+}
+
+/// The inner side: tries the plan and reports.
+fn report(rootfs: &Rootfs, mut command: Command) {
+    let before = traces();
+    let made: BTreeSet<_> = fs::read_dir(std::env::temp_dir())
+        .expect("read")
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .filter(|name| name.to_string_lossy().contains("cofferdam"))
+        .collect();
+    match command.spawn() {
+        Ok(mut child) => {
+            println!("\nstatus={:?}", child.wait().expect("wait").code());
+        }
+        Err(Error::Step(error)) => println!(
+            "\nstep={:?} call={} errno={:?} index={} total={} message={error}",
+            error.step(),
+            error.operation(),
+            error.io_error().raw_os_error(),
+            error.index(),
+            error.total(),
+        ),
+        Err(error) => println!("\nother={error}"),
+    }
+    assert_eq!(before, traces(), "something is left");
+    drop(command);
+    let after: BTreeSet<_> = fs::read_dir(std::env::temp_dir())
+        .expect("read")
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .filter(|name| name.to_string_lossy().contains("cofferdam"))
+        .collect();
+    assert_eq!(made, after);
+    assert!(rootfs.path().exists());
+}
+
+fn line<'a>(text: &'a str, start: &str) -> &'a str {
+    text.lines()
+        .find_map(|line| line.strip_prefix(start))
+        .unwrap_or_default()
+}
+
+#[test]
+fn every_failing_call_names_its_step() {
+    if std::env::var_os(CASE).is_some() {
+        let rootfs = Rootfs::new();
+        return report(&rootfs, everything(&rootfs));
+    }
+    let copy = Copy::new();
+    for (call, name, step) in [
+        (libc::SYS_capset, "capset", "Credentials"),
+        (libc::SYS_chdir, "chdir", "PivotRoot"),
+        (libc::SYS_close_range, "close_range", "CloseFds"),
+        (libc::SYS_fchdir, "fchdir", "PivotRoot"),
+        (libc::SYS_fchownat, "fchownat", "Mount"),
+        (libc::SYS_fsconfig, "fsconfig", "Mount"),
+        (libc::SYS_fsmount, "fsmount", "Mount"),
+        (libc::SYS_fsopen, "fsopen", "Mount"),
+        (libc::SYS_getcwd, "getcwd", "CurrentDirectory"),
+        (libc::SYS_ioprio_set, "ioprio_set", "Scheduling"),
+        (libc::SYS_keyctl, "keyctl", "Keyring"),
+        (libc::SYS_mkdirat, "mkdirat", "Mount"),
+        (libc::SYS_mknodat, "mknodat", "Mount"),
+        (libc::SYS_mount, "mount", "Propagation"),
+        (libc::SYS_mount_setattr, "mount_setattr", "Mount"),
+        (libc::SYS_move_mount, "move_mount", "AttachRoot"),
+        (libc::SYS_open_tree, "open_tree", "AttachRoot"),
+        (libc::SYS_openat2, "openat2", "UnshareNamespace"),
+        (libc::SYS_personality, "personality", "Personality"),
+        (libc::SYS_pivot_root, "pivot_root", "PivotRoot"),
+        (
+            libc::SYS_sched_setaffinity,
+            "sched_setaffinity",
+            "Scheduling",
+        ),
+        (libc::SYS_seccomp, "seccomp", "Seccomp"),
+        (libc::SYS_sendmsg, "sendmsg", "Session"),
+        (libc::SYS_setdomainname, "setdomainname", "Domainname"),
+        (libc::SYS_setgroups, "setgroups", "Credentials"),
+        (libc::SYS_sethostname, "sethostname", "Hostname"),
+        (libc::SYS_setns, "setns", "UnshareNamespace"),
+        (libc::SYS_setpriority, "setpriority", "Scheduling"),
+        (libc::SYS_setresgid, "setresgid", "BecomeRoot"),
+        (libc::SYS_setresuid, "setresuid", "BecomeRoot"),
+        (libc::SYS_setsid, "setsid", "Session"),
+        (libc::SYS_socket, "socket", "Loopback"),
+        (libc::SYS_symlinkat, "symlinkat", "Mount"),
+        (libc::SYS_umount2, "umount2", "PivotRoot"),
+        (libc::SYS_unshare, "unshare", "UnshareNamespace"),
+    ] {
+        let text = copy.again("every_failing_call_names_its_step", call, libc::EIO);
+        let report = line(&text, "step=");
+        assert!(
+            report.starts_with(&format!("{step} call={name} errno=Some(5) ")),
+            "{name}: {text}"
+        );
+        assert!(report.contains(&format!(", {name}): ")), "{name}: {text}");
+    }
+}
+
+#[test]
+fn a_failing_clone_is_told() {
+    if std::env::var_os(CASE).is_some() {
+        let rootfs = Rootfs::new();
+        return report(&rootfs, everything(&rootfs));
+    }
+    // A user namespace in which no network namespace may be made.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args(["--exact", "a_failing_clone_is_told", "--nocapture"])
+        .env(CASE, "1")
+        .user_namespace(UserMapping::CallerAsRoot)
+        .sysctl("user.max_net_namespaces", "0");
+    let text = common::stdout(&mut command);
+    let report = line(&text, "other=");
+    assert!(
+        report.starts_with("clone a process in new namespaces (user, mount, pid, uts, ipc, net): "),
+        "{text}"
+    );
+    assert!(
+        report.ends_with("(/proc/sys/user/max_*_namespaces)"),
+        "{text}"
+    );
+}
+
+/// What a kernel or an outer container's filter does not have is done in another way.
+#[test]
+fn missing_calls_have_fallbacks() {
+    if std::env::var_os(CASE).is_some() {
+        let rootfs = Rootfs::new();
+        return report(&rootfs, everything(&rootfs));
+    }
+    let copy = Copy::new();
+    for (call, errno) in [
+        (libc::SYS_clone3, libc::ENOSYS),
+        (libc::SYS_close_range, libc::ENOSYS),
+        (libc::SYS_close_range, libc::EPERM),
+        (libc::SYS_fsopen, libc::ENOSYS),
+        (libc::SYS_fsopen, libc::EPERM),
+        (libc::SYS_mount_setattr, libc::ENOSYS),
+    ] {
+        let text = copy.again("missing_calls_have_fallbacks", call, errno);
+        assert_eq!(line(&text, "status="), "Some(42)", "{call} {errno}: {text}");
+    }
+}
+
+/// The result of a fallback is the one of the call that it stands for.
+#[test]
+fn fallbacks_look_the_same() {
+    let script = "cat /proc/self/mountinfo; ls -l /proc/self/fd; id";
+    let command = |rootfs: &Rootfs| {
+        let mut command = container(rootfs, script);
+        command
+            .mounts(Mount::standard())
+            .mount(Mount::bind_single("/usr", "/usr").with(MountAttributes::READ_ONLY))
+            .mount(
+                Mount::tmpfs("/run")
+                    .option("size", "1m")
+                    .with(MountAttributes::NO_EXEC),
+            )
+            .masked_paths(["/proc/kcore", "/etc"])
+            .read_only_paths(["/proc/sys"])
+            .root_read_only(true);
+        command
+    };
+    // Without numbers and names that differ from run to run.
+    let see = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter(|line| line.contains(" - "))
+            .map(|line| {
+                let (mount, fs) = line.split_once(" - ").expect("a mount");
+                let fields: Vec<&str> = mount.split(' ').skip(4).collect();
+                format!("{} - {fs}", fields.join(" "))
+            })
+            .collect()
+    };
+    let rootfs = Rootfs::new();
+    if std::env::var_os(CASE).is_some() {
+        println!("\n{}", common::stdout(&mut command(&rootfs)));
+        return;
+    }
+    let plain = see(&common::stdout(&mut command(&rootfs)));
+    assert!(plain.len() > 10, "{plain:?}");
+    let copy = Copy::new();
+    for call in [
+        libc::SYS_clone3,
+        libc::SYS_close_range,
+        libc::SYS_fsopen,
+        libc::SYS_mount_setattr,
+    ] {
+        let text = copy.again("fallbacks_look_the_same", call, libc::ENOSYS);
+        assert_eq!(see(&text), plain, "{call}");
+    }
+}
+
+/// The scheduling policy has no place in the plan with a nice value of its own.
+#[test]
+fn a_failing_policy_is_told() {
+    if std::env::var_os(CASE).is_some() {
+        let rootfs = Rootfs::new();
+        let mut command = container(&rootfs, "exit 42");
+        command.scheduler(Scheduler::Batch);
+        return report(&rootfs, command);
+    }
+    let copy = Copy::new();
+    let text = copy.again(
+        "a_failing_policy_is_told",
+        libc::SYS_sched_setattr,
+        libc::EIO,
+    );
+    assert!(
+        line(&text, "step=").starts_with("Scheduling call=sched_setattr "),
+        "{text}"
+    );
+}
+
+/// A process that is stopped at any barrier leaves nothing either.
+#[test]
+fn giving_up_leaves_nothing() {
+    let rootfs = Rootfs::new();
+    if std::env::var_os(CASE).is_none() {
+        // Alone in a process: other tests have children of their own.
+        let copy = Copy::new();
+        copy.again("giving_up_leaves_nothing", libc::SYS_acct, libc::EPERM);
+        return;
+    }
+    let before = traces();
+    for barrier in [None, Some(Barrier::Mounted), Some(Barrier::Ready)] {
+        let mut starting = everything(&rootfs).start().expect("start");
+        if let Some(barrier) = barrier {
+            starting.advance(barrier).expect("advance");
+        }
+        drop(starting);
+        assert_eq!(before, traces(), "{barrier:?}");
+    }
+}
