@@ -1,0 +1,126 @@
+//! The work directory: prepared, and used by one mount at a time.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{Access, AtFlags, Dir, FlockOperation, Mode, OFlags, accessat, flock, openat};
+use rustix::io::Errno;
+use rustix::mount::{fsconfig_create, fsconfig_set_string};
+
+use crate::error::{Error, Result, Role};
+use crate::fsconfig;
+use crate::layer::{Opened, fd_path};
+use crate::overlay::{Pair, Stack};
+
+/// Held while an overlay is being mounted, so that two callers who want the same work
+/// directory do not both find it free.
+pub(crate) struct Lock(
+    #[expect(dead_code, reason = "the lock goes with the descriptor")] Option<OwnedFd>,
+);
+
+/// Checks the work directory and that no mount uses it or the upper layer.
+pub(crate) fn prepare(stack: &Stack<'_>, exclusive: bool) -> Result<Lock> {
+    let Some(pair) = &stack.upper else {
+        return Ok(Lock(None));
+    };
+    let work = &pair.work;
+    let directory = openat(
+        work.as_fd(),
+        c".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|source| Error::io("read the work directory", &work.path, source))?;
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Err(in_use(pair)),
+        Err(source) => return Err(Error::io("lock the work directory", &work.path, source)),
+    }
+    let mut was_used = false;
+    let entries = Dir::read_from(&directory)
+        .map_err(|source| Error::io("read the work directory", &work.path, source))?;
+    for entry in entries {
+        let entry =
+            entry.map_err(|source| Error::io("read the work directory", &work.path, source))?;
+        let name = entry.file_name().to_bytes();
+        // What earlier mounts left, and the one that is there has made; the kernel cleans it.
+        was_used |= name == b"work";
+        if !matches!(name, b"." | b".." | b"work" | b"index") {
+            return Err(Error::WorkNotEmpty {
+                work: work.path.clone(),
+                entry: OsStr::from_bytes(name).into(),
+            });
+        }
+    }
+    // The kernel makes something in the work directory of every mount, so one that has
+    // nothing is not in use. An upper layer tells less, but in the usual case of a new pair
+    // nothing needs to be asked.
+    let ask_upper = was_used || !is_empty(&pair.upper);
+    if !exclusive
+        && ((ask_upper && is_used(stack, &pair.upper)) || (was_used && is_used(stack, work)))
+    {
+        return Err(in_use(pair));
+    }
+    Ok(Lock(Some(directory)))
+}
+
+fn is_empty(directory: &Opened<'_>) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = openat(directory.as_fd(), c".", flags, Mode::empty()) else {
+        return false;
+    };
+    Dir::read_from(&directory).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."))
+    })
+}
+
+pub(crate) fn in_use(pair: &Pair<'_>) -> Error {
+    Error::UpperInUse {
+        upper: pair.upper.path.clone(),
+        work: pair.work.path.clone(),
+    }
+}
+
+/// Whether a mounted overlay writes to `directory`, in whatever namespace.
+///
+/// With `index=off`, the usual setting, the kernel only warns about a second mount over an
+/// upper layer. With `index=on` it refuses it, and says so before it looks at the work
+/// directory. So it is asked for a mount with `index=on` that cannot succeed, because upper
+/// and work are the same directory: `EBUSY` comes from a directory in use, `EINVAL` from a
+/// free one. Nothing is written in either case, but to the kernel's log.
+fn is_used(stack: &Stack<'_>, directory: &Opened<'_>) -> bool {
+    let Some(Ok(lower)) = stack.lowers.first().map(|lower| lower.open(Role::Lower)) else {
+        return false;
+    };
+    let Ok(fs) = fsconfig::open() else {
+        return false;
+    };
+    let name = fd_path(directory.as_fd());
+    let lower = fd_path(lower.as_fd());
+    let set = [
+        ("lowerdir", &lower),
+        ("upperdir", &name),
+        ("workdir", &name),
+    ]
+    .into_iter()
+    .all(|(key, value)| fsconfig_set_string(&fs, key, value.as_path()).is_ok());
+    set && fsconfig_set_string(&fs, "index", "on").is_ok()
+        && fsconfig_create(&fs) == Err(Errno::BUSY)
+}
+
+/// The error for a volatile mount that was not unmounted cleanly, if there was one.
+pub(crate) fn volatile_leftover(work: &Opened<'_>) -> Option<Error> {
+    accessat(
+        work.as_fd(),
+        c"work/incompat/volatile",
+        Access::EXISTS,
+        AtFlags::empty(),
+    )
+    .is_ok()
+    .then(|| Error::VolatileLeftover {
+        work: work.path.clone(),
+    })
+}

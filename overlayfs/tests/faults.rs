@@ -1,0 +1,266 @@
+//! What is left when an operation cannot finish: the state before, or the state after.
+
+mod common;
+mod operations;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::Scratch;
+use operations::{of_directory, of_merged};
+use overlayfs::{Below, CopyOptions, Durability, Error, Merged, Overlay, Upper};
+
+const QUICK: CopyOptions = CopyOptions::new().durability(Durability::ProcessDeath);
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Two layers of some hundred files each.
+fn layers(scratch: &Scratch) {
+    for number in 0..300 {
+        scratch.write(
+            &format!("base/directory{}/file{number}", number % 7),
+            "below",
+        );
+        scratch.write(
+            &format!("upper/directory{}/file{number}", number % 5),
+            "above",
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_full_disk_leaves_nothing_of_a_copy() {
+    let scratch = Scratch::new();
+    scratch.write("base/small", "small");
+    fs::write(scratch.path("base/large"), vec![1; 1 << 20]).unwrap();
+    let full = Scratch::with_size("256k");
+    let merged = Merged::bottom_up([scratch.path("base")]).unwrap();
+    let error = merged.flatten(full.path("copy"), QUICK).unwrap_err();
+    let is_full = matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull);
+    assert!(is_full, "{error}");
+    assert!(entries(&full.path("")).is_empty());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_full_disk_leaves_the_layer_that_was_to_be_replaced() {
+    let full = Scratch::with_size("3m");
+    full.write("base/kept", "kept");
+    full.write("upper/new", "new");
+    fs::write(full.path("upper/large"), vec![1; 1 << 20]).unwrap();
+    fs::write(full.path("filler"), vec![1; 1600 << 10]).unwrap();
+    let before = of_directory(&full.path("base"));
+    let upper = Upper::over_bottom_up([full.path("base")], full.path("upper")).unwrap();
+    for failed in [
+        upper.commit(full.path("base"), QUICK),
+        upper.apply(full.path("base"), QUICK),
+    ] {
+        let error = failed.unwrap_err();
+        assert!(error.to_string().contains("space"), "{error}");
+        assert_eq!(of_directory(&full.path("base")), before);
+        assert_eq!(
+            entries(&full.path("")).len(),
+            3,
+            "a staging directory is left"
+        );
+    }
+    fs::remove_file(full.path("filler")).unwrap();
+    upper.commit(full.path("base"), QUICK).unwrap();
+    assert_eq!(fs::read_to_string(full.path("base/new")).unwrap(), "new");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn changes_in_a_full_upper_layer_are_what_the_mount_shows() {
+    let scratch = Scratch::new();
+    for number in 0..50 {
+        fs::create_dir_all(scratch.path("base")).unwrap();
+        fs::write(scratch.path(&format!("base/{number}")), vec![0; 100 << 10]).unwrap();
+    }
+    let full = Scratch::with_size("1m");
+    let mounted = Overlay::bottom_up([scratch.path("base")])
+        .upper(full.dir("upper"), full.dir("work"))
+        .mount(scratch.dir("merged"))
+        .unwrap();
+    let mut failed = 0;
+    for number in 0..50 {
+        let path = mounted.target().join(number.to_string());
+        // Copying up fails half-way once the upper layer is full.
+        failed +=
+            usize::from(fs::set_permissions(path, fs::Permissions::from_mode(0o600)).is_err());
+    }
+    assert!(failed > 30, "only {failed} failed");
+    let merged = Merged::bottom_up([scratch.path("base")])
+        .unwrap()
+        .upper(full.path("upper"))
+        .unwrap();
+    assert_eq!(of_directory(mounted.target()), of_merged(&merged));
+    let upper = Upper::over_bottom_up([scratch.path("base")], full.path("upper")).unwrap();
+    assert_eq!(upper.changes().map(Result::unwrap).count(), 50 - failed);
+}
+
+/// What a process that is to be killed does, again and again.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Commit,
+    Squash,
+    Apply,
+}
+
+fn work(kind: Work, root: &Path) {
+    let (base, upper) = (root.join("base"), root.join("upper"));
+    match kind {
+        Work::Commit => {
+            Upper::over_bottom_up([&base], &upper)
+                .unwrap()
+                .commit(&base, QUICK)
+                .unwrap();
+        }
+        Work::Apply => {
+            Upper::over_bottom_up([&base], &upper)
+                .unwrap()
+                .apply(&base, QUICK)
+                .unwrap();
+        }
+        Work::Squash => {
+            Merged::bottom_up([&base, &upper])
+                .unwrap()
+                .squash(&base, Below::Nothing, QUICK.replace(true))
+                .unwrap();
+        }
+    }
+}
+
+/// Runs this very test again in a process that works until it is killed.
+fn killed_at_any_time(name: &str, kind: Work) {
+    if let Some(root) = std::env::var_os("COFFERDAM_WORK_IN") {
+        loop {
+            work(kind, Path::new(&root));
+        }
+    }
+    let scratch = Scratch::new();
+    layers(&scratch);
+    let root = scratch.path("");
+    let before = of_directory(&root.join("base"));
+    let after = of_merged(&Merged::bottom_up([root.join("base"), root.join("upper")]).unwrap());
+    assert_ne!(before, after);
+    let (mut olds, mut news) = (0, 0);
+    for round in 0..10_u64 {
+        fs::remove_dir_all(root.join("base")).unwrap();
+        for (path, facts) in &before {
+            let path = root.join("base").join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            if facts.kind == overlayfs::Kind::File {
+                fs::write(&path, &facts.contents).unwrap();
+            } else {
+                fs::create_dir_all(&path).unwrap();
+            }
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--include-ignored", "--exact", name])
+            .env("COFFERDAM_WORK_IN", &root)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(2000 + round * 4100));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let names = |tree: &std::collections::BTreeMap<PathBuf, operations::Facts>| {
+            tree.iter()
+                .map(|(path, facts)| (path.clone(), facts.contents.clone()))
+                .collect::<Vec<_>>()
+        };
+        let found = names(&of_directory(&root.join("base")));
+        olds += usize::from(found == names(&before));
+        news += usize::from(found == names(&after));
+        assert!(
+            found == names(&before) || found == names(&after),
+            "round {round}: neither old nor new"
+        );
+        // The next one finds what the killed one left, and clears it away.
+        work(kind, &root);
+        assert_eq!(names(&of_directory(&root.join("base"))), names(&after));
+        let left: Vec<_> = entries(&root)
+            .into_iter()
+            .filter(|name| name.to_string_lossy().starts_with('.'))
+            .collect();
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+    assert_eq!(olds + news, 10);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_commit_that_is_killed_leaves_the_old_state_or_the_new() {
+    killed_at_any_time(
+        "a_commit_that_is_killed_leaves_the_old_state_or_the_new",
+        Work::Commit,
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_squash_that_is_killed_leaves_the_old_state_or_the_new() {
+    killed_at_any_time(
+        "a_squash_that_is_killed_leaves_the_old_state_or_the_new",
+        Work::Squash,
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_application_that_is_killed_leaves_the_old_state_or_the_new() {
+    killed_at_any_time(
+        "an_application_that_is_killed_leaves_the_old_state_or_the_new",
+        Work::Apply,
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_default_survives_power_loss_and_still_works() {
+    let scratch = Scratch::new();
+    layers(&scratch);
+    let upper = Upper::over_bottom_up([scratch.path("base")], scratch.path("upper")).unwrap();
+    let expected = of_merged(upper.merged());
+    upper
+        .merged()
+        .flatten(scratch.path("flat"), CopyOptions::new())
+        .unwrap();
+    assert_eq!(of_directory(&scratch.path("flat")), expected);
+    upper
+        .commit(scratch.path("base"), CopyOptions::new())
+        .unwrap();
+    assert_eq!(of_directory(&scratch.path("base")), expected);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_exists_is_not_replaced_unasked() {
+    let scratch = Scratch::new();
+    layers(&scratch);
+    scratch.write("there/file", "precious");
+    let merged = Merged::bottom_up([scratch.path("base")]).unwrap();
+    let error = merged.flatten(scratch.path("there"), QUICK).unwrap_err();
+    let exists = matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists);
+    assert!(exists, "{error}");
+    assert_eq!(
+        fs::read_to_string(scratch.path("there/file")).unwrap(),
+        "precious"
+    );
+    merged
+        .flatten(scratch.path("there"), QUICK.replace(true))
+        .unwrap();
+    assert_eq!(of_directory(&scratch.path("there")), of_merged(&merged));
+}
