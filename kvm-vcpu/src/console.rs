@@ -1,0 +1,58 @@
+use crate::{Exit, PortOut};
+
+/// Collects what a guest writes to one I/O port: the simplest console there is.
+///
+/// ```
+/// let mut console = kvm_vcpu::Console::at(0x3f8);
+/// assert_eq!(console.text(), "");
+/// ```
+#[derive(Debug, Clone)]
+pub struct Console {
+    port: u16,
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Console {
+    /// Collects from this port; `0x3f8` is that of the first serial port of a PC.
+    pub fn at(port: u16) -> Self {
+        Self {
+            port,
+            bytes: Vec::new(),
+            limit: 1 << 20,
+        }
+    }
+
+    /// Keeps at most this many bytes (1 MiB if not set) and drops what comes after.
+    pub fn limit(mut self, bytes: usize) -> Self {
+        self.limit = bytes;
+        self
+    }
+
+    /// Takes the exit if it is a write to this port; says whether it was.
+    pub fn take(&mut self, exit: &Exit) -> bool {
+        match exit {
+            Exit::PortOut(out) if out.port == self.port => {
+                self.push(out);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn push(&mut self, out: &PortOut) {
+        let room = self.limit.saturating_sub(self.bytes.len());
+        let data = out.data();
+        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+    }
+
+    /// What was written so far.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What was written so far, with bytes that are no UTF-8 replaced.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}

@@ -1,0 +1,120 @@
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use kvm_bindings::KVM_API_VERSION;
+use kvm_ioctls::Cap;
+
+use crate::{Error, Region, Result, Vm, sys};
+
+/// An open KVM device: where virtual machines come from.
+///
+/// Minimum kernel: 4.13, which brought `KVM_CAP_IMMEDIATE_EXIT`.
+#[doc(alias = "/dev/kvm")]
+#[derive(Debug)]
+pub struct Kvm {
+    pub(crate) fd: kvm_ioctls::Kvm,
+    path: PathBuf,
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDevice`], [`Error::PermissionDenied`] or [`Error::Open`] when it cannot be opened,
+    /// [`Error::NotKvm`] and [`Error::ApiVersion`] when what answers is not a KVM of version 12, and
+    /// [`Error::Unsupported`] when the kernel lacks what every virtual machine of this crate needs.
+    pub fn open() -> Result<Self> {
+        Self::open_at("/dev/kvm")
+    }
+
+    /// Opens the KVM device at another path, as some containers have it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kvm::open`].
+    pub fn open_at(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => Error::NoDevice { path: path.clone() },
+                io::ErrorKind::PermissionDenied => Error::PermissionDenied { path: path.clone() },
+                // The node outlives its module: opening it then says ENXIO or ENODEV.
+                _ if matches!(source.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => {
+                    Error::NoDevice { path: path.clone() }
+                }
+                _ => Error::Open {
+                    path: path.clone(),
+                    source,
+                },
+            })?;
+        let kvm = Self {
+            fd: sys::kvm_from_file(file),
+            path,
+        };
+        match kvm.fd.get_api_version() {
+            found if found < 0 => Err(Error::NotKvm {
+                path: kvm.path,
+                source: io::Error::last_os_error(),
+            }),
+            found if found.cast_unsigned() != KVM_API_VERSION => Err(Error::ApiVersion { found }),
+            _ => {
+                for (cap, capability, advice) in REQUIRED {
+                    if !kvm.fd.check_extension(*cap) {
+                        return Err(Error::Unsupported { capability, advice });
+                    }
+                }
+                Ok(kvm)
+            }
+        }
+    }
+
+    /// The path that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a virtual machine with these regions of memory and no vCPU yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::new`].
+    pub fn create_vm(&self, regions: &[Region]) -> Result<Vm> {
+        Vm::new(self, regions)
+    }
+
+    /// How many vCPUs a virtual machine may have at most.
+    #[doc(alias = "KVM_CAP_MAX_VCPUS")]
+    pub fn max_vcpus(&self) -> usize {
+        self.fd.get_max_vcpus()
+    }
+
+    /// How many regions of memory a virtual machine may have at most.
+    #[doc(alias = "KVM_CAP_NR_MEMSLOTS")]
+    pub fn max_regions(&self) -> usize {
+        self.fd.get_nr_memslots()
+    }
+}
+
+impl AsFd for Kvm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        sys::borrow_fd(self, self.fd.as_raw_fd())
+    }
+}
+
+const REQUIRED: &[(Cap, &str, &str)] = &[
+    (
+        Cap::UserMemory,
+        "KVM_CAP_USER_MEMORY",
+        "use a kernel of 2.6.25 or newer",
+    ),
+    (
+        Cap::ImmediateExit,
+        "KVM_CAP_IMMEDIATE_EXIT",
+        "use a kernel of 4.13 or newer",
+    ),
+];

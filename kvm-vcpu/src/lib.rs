@@ -1,0 +1,59 @@
+#![doc = include_str!("../README.md")]
+// The crate is for x86-64 alone, where `usize` has 64 bits; what is cut off elsewhere was checked or
+// masked before, or is meant to be.
+#![allow(clippy::cast_possible_truncation)]
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!(
+    "kvm_vcpu is for Linux on x86-64: build with --target x86_64-unknown-linux-gnu or -musl"
+);
+
+// The only place where `unsafe` stands: ioctls that kvm-ioctls leaves to its callers, the shared
+// run page, and the signal that stops a running vCPU.
+#[allow(unsafe_code)]
+mod sys;
+
+mod asm;
+mod console;
+mod cpuid;
+mod debug;
+mod error;
+mod exit;
+mod irq;
+mod kick;
+mod kvm;
+mod load;
+mod memory;
+mod mode;
+mod msrs;
+mod paging;
+mod regs;
+mod snapshot;
+mod vcpu;
+mod vm;
+
+pub use asm::{Asm, Bits, Cond, Label, Reg};
+pub use console::Console;
+pub use cpuid::{CpuidLeaf, CpuidRegister, CpuidTable, Feature};
+pub use error::{
+    Error, ImageProblem, PageTableProblem, RegionList, RegionProblem, Result, SnapshotProblem,
+};
+pub use exit::{
+    Access, EmulationFailure, Exit, Hypercall, InternalError, MmioRead, MmioWrite, MsrRead,
+    MsrReason, MsrWrite, PortIn, PortOut, Reply, SystemEvent,
+};
+pub use irq::{Gsi, IoAddress, IoEvent, IrqChip, Msi, Route};
+pub use kick::{VcpuHandle, set_kick_signal};
+pub use kvm::Kvm;
+pub use load::{Loaded, load_elf64, load_flat};
+pub use memory::{GuestMemory, PAGE_SIZE, Pod, Region};
+pub use mode::{LongMode, Mode};
+pub use msrs::{MsrAccess, MsrExits, MsrFilter, msr};
+pub use paging::{MapFlags, PageSize, PageTables, Translation};
+pub use regs::{CpuMode, DescriptorTable, Registers, Segment, SystemRegisters};
+pub use snapshot::Snapshot;
+pub use vcpu::Vcpu;
+pub use vm::{DirtyPages, Vm};
+
+/// The types of `vm-memory` that this crate's memory is made of.
+pub use vm_memory;

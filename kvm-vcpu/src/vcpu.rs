@@ -1,0 +1,405 @@
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
+use kvm_ioctls::VcpuFd;
+
+use crate::error::ioctl;
+use crate::exit::{self, Place, Reply};
+use crate::kick::{self, Shared};
+use crate::sys::{self, RunPage, ThreadTimer, VcpuFile};
+use crate::vm::Inner;
+use crate::{
+    CpuMode, Error, Exit, GuestMemory, Mode, Registers, Result, SystemRegisters, VcpuHandle,
+};
+
+/// A virtual CPU.
+///
+/// It can move between threads, and is run by one at a time. Other threads reach a running one
+/// through its [`VcpuHandle`]. It keeps the machine's memory alive.
+#[derive(Debug)]
+pub struct Vcpu {
+    file: VcpuFile,
+    machine: Arc<Inner>,
+    id: u32,
+    shared: Arc<Shared>,
+    /// The number of the last exit, which replies to it carry. Each vCPU counts in a range of its
+    /// own, so that a reply meant for another is noticed.
+    exits: u64,
+    answered: bool,
+    /// Whether the kernel has nothing left to complete of the last exit.
+    settled: bool,
+    timer: Option<Timer>,
+}
+
+/// The timer behind deadlines, and what it is set to.
+#[derive(Debug)]
+struct Timer {
+    timer: ThreadTimer,
+    deadline: Option<Instant>,
+}
+
+impl Vcpu {
+    pub(crate) fn new(machine: Arc<Inner>, file: VcpuFile, id: u32, mode: &Mode) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        file.fd
+            .set_cpuid2(&machine.cpuid_for(id).to_kvm()?)
+            .map_err(ioctl("KVM_SET_CPUID2 (telling the vCPU what it can do)"))?;
+        let vcpu = Self {
+            file,
+            machine,
+            id,
+            shared: Arc::new(Shared::new()),
+            exits: NEXT.fetch_add(1 << 40, Ordering::Relaxed),
+            answered: true,
+            settled: true,
+            timer: None,
+        };
+        if *mode != Mode::Reset {
+            vcpu.set_mode(mode)?;
+            if id != 0 && vcpu.machine.irqchip().is_some() {
+                vcpu.make_runnable()?;
+            }
+        }
+        Ok(vcpu)
+    }
+
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.file.fd
+    }
+
+    pub(crate) fn run_page(&self) -> &RunPage {
+        &self.file.run
+    }
+
+    pub(crate) fn run_page_mut(&mut self) -> &mut RunPage {
+        &mut self.file.run
+    }
+
+    /// Its number in the machine.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The machine's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.machine.memory
+    }
+
+    /// Puts it at the first instruction of a mode, with all general registers zero.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ioctl`] when the kernel refuses the registers.
+    pub fn set_mode(&self, mode: &Mode) -> Result<()> {
+        let mut sregs = self.system_registers()?;
+        let regs = mode.apply(&mut sregs);
+        self.set_system_registers(&sregs)?;
+        self.set_registers(&regs)
+    }
+
+    /// The mode that it is in now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ioctl`] when the kernel does not tell.
+    pub fn mode(&self) -> Result<CpuMode> {
+        Ok(CpuMode::of(
+            &self.system_registers()?,
+            self.registers()?.rflags,
+        ))
+    }
+
+    /// Runs the guest until it exits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ioctl`] when the kernel refuses to run the vCPU.
+    #[doc(alias = "KVM_RUN")]
+    pub fn run(&mut self) -> Result<Exit> {
+        if let Some(timer) = &mut self.timer {
+            timer.stop()?;
+        }
+        self.enter(None)
+    }
+
+    /// Runs the guest until it exits or the deadline passes, which is
+    /// [`Exit::TimedOut`].
+    ///
+    /// A guest in the middle of an instruction is not torn: it can be run again.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Vcpu::run`]; [`Error::SignalInUse`] when the signal behind it is in use.
+    pub fn run_until(&mut self, deadline: Instant) -> Result<Exit> {
+        let signal = kick::install()?;
+        let here = sys::gettid();
+        if self.timer.as_ref().is_none_or(|t| t.timer.tid() != here) {
+            self.timer = Some(Timer {
+                timer: ThreadTimer::new(signal).map_err(timer_error)?,
+                deadline: None,
+            });
+        }
+        self.enter(Some(deadline))
+    }
+
+    /// A way to stop it from other threads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SignalInUse`] when the signal behind it is in use.
+    pub fn handle(&self) -> Result<VcpuHandle> {
+        kick::install()?;
+        Ok(VcpuHandle::new(self.shared.clone()))
+    }
+
+    /// Lets the kernel complete the last exit without running the guest any further, as is needed
+    /// before its state is saved.
+    ///
+    /// What an instruction read takes effect only when the vCPU runs again; until then its registers
+    /// are those of the middle of an instruction. Returns the next exit if the instruction makes one
+    /// more; `None` when it is done.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Vcpu::run`].
+    pub fn settle(&mut self) -> Result<Option<Exit>> {
+        if self.settled {
+            return Ok(None);
+        }
+        if let Some(timer) = &mut self.timer {
+            timer.stop()?;
+        }
+        let result = self.file.run.run(&self.file.fd, || true);
+        match result {
+            Err(e) if e.raw_os_error() == Some(libc::EINTR) => {
+                self.exits += 1;
+                self.answered = true;
+                self.settled = true;
+                Ok(None)
+            }
+            result => self.exited(result, None).map(Some),
+        }
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    fn enter(&mut self, deadline: Option<Instant>) -> Result<Exit> {
+        kick::unblock()?;
+        let (shared, timer) = (&self.shared, &mut self.timer);
+        let mut timer_result = Ok(());
+        let result = self.file.run.run(&self.file.fd, || {
+            let late = match (deadline, timer) {
+                (Some(deadline), Some(timer)) => timer.start(deadline).unwrap_or_else(|e| {
+                    timer_result = Err(e);
+                    true
+                }),
+                _ => false,
+            };
+            let kicked = shared.enter();
+            // Returning at once is no shortcut past the kernel: it first completes what the last
+            // exit began.
+            kicked || late
+        });
+        self.shared.leave();
+        timer_result?;
+        self.exited(result, deadline)
+    }
+
+    fn exited(&mut self, result: io::Result<()>, deadline: Option<Instant>) -> Result<Exit> {
+        self.exits += 1;
+        self.answered = true;
+        self.settled = result.is_err();
+        match result {
+            Ok(()) => {
+                let exit = exit::parse(
+                    self.file.run.exit_reason(),
+                    &self.file.run.payload(),
+                    self.exits,
+                    |offset, out| self.file.run.read(offset, out),
+                );
+                if let Some(reply) = exit::default_reply(&exit) {
+                    self.put(&reply);
+                    self.answered = false;
+                } else if matches!(exit, Exit::Hypercall(_)) {
+                    self.answered = false;
+                }
+                Ok(exit)
+            }
+            Err(e) => match e.raw_os_error() {
+                Some(libc::EINTR) if self.shared.take() => Ok(Exit::Kicked),
+                Some(libc::EINTR) if deadline.is_some_and(|d| Instant::now() >= d) => {
+                    Ok(Exit::TimedOut)
+                }
+                Some(libc::EINTR) => Ok(Exit::Interrupted),
+                // The one exit that comes with an error; for others the reason is a stale one.
+                Some(libc::EFAULT | libc::EHWPOISON)
+                    if self.file.run.exit_reason() == KVM_EXIT_MEMORY_FAULT =>
+                {
+                    Ok(exit::parse(
+                        KVM_EXIT_MEMORY_FAULT,
+                        &self.file.run.payload(),
+                        self.exits,
+                        |_, _| false,
+                    ))
+                }
+                _ => Err(Error::Ioctl {
+                    operation: "KVM_RUN (running the guest)",
+                    source: e,
+                }),
+            },
+        }
+    }
+
+    /// Answers the last exit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleReply`] when the reply is for another exit or vCPU run, or a second one;
+    /// [`Error::ReplyLength`] when it has more or fewer bytes than the guest asked for.
+    // By value: a reply is used once.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn reply(&mut self, reply: Reply) -> Result<()> {
+        if reply.token != self.exits || self.answered {
+            return Err(Error::StaleReply);
+        }
+        let given = reply.data().len();
+        if given != reply.expected {
+            return Err(Error::ReplyLength {
+                expected: reply.expected,
+                given,
+            });
+        }
+        self.put(&reply);
+        self.answered = true;
+        Ok(())
+    }
+
+    fn put(&mut self, reply: &Reply) {
+        // Offsets and lengths are the kernel's own; should it ever give one that does not fit,
+        // nothing is written.
+        let _fits = match reply.place {
+            Place::Payload(offset) => self.file.run.write_payload(offset, reply.data()),
+            Place::Page(offset) => self.file.run.write(offset, reply.data()),
+        };
+    }
+
+    /// The general registers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ioctl`] when the kernel does not tell.
+    #[doc(alias = "KVM_GET_REGS")]
+    pub fn registers(&self) -> Result<Registers> {
+        let regs = self
+            .file
+            .fd
+            .get_regs()
+            .map_err(ioctl("KVM_GET_REGS (reading the registers)"))?;
+        Ok(regs.into())
+    }
+
+    /// Sets the general registers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ioctl`] when the kernel refuses them.
+    #[doc(alias = "KVM_SET_REGS")]
+    pub fn set_registers(&self, registers: &Registers) -> Result<()> {
+        self.file
+            .fd
+            .set_regs(&(*registers).into())
+            .map_err(ioctl("KVM_SET_REGS (setting the registers)"))
+    }
+
+    /// The segment, control and table registers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ioctl`] when the kernel does not tell.
+    #[doc(alias = "KVM_GET_SREGS")]
+    pub fn system_registers(&self) -> Result<SystemRegisters> {
+        let sregs = self
+            .file
+            .fd
+            .get_sregs()
+            .map_err(ioctl("KVM_GET_SREGS (reading the system registers)"))?;
+        Ok(sregs.into())
+    }
+
+    /// Sets the segment, control and table registers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ioctl`] when the kernel refuses them: they must make a valid mode.
+    #[doc(alias = "KVM_SET_SREGS")]
+    pub fn set_system_registers(&self, registers: &SystemRegisters) -> Result<()> {
+        self.file
+            .fd
+            .set_sregs(&(*registers).into())
+            .map_err(ioctl("KVM_SET_SREGS (setting the system registers)"))
+    }
+}
+
+impl Vcpu {
+    /// Sets which state `xsave` keeps and which vector registers the guest may use (`XCR0`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ioctl`] when the kernel refuses the combination: it must hold x87 (1), and no more
+    /// than the CPUID says.
+    #[doc(alias = "KVM_SET_XCRS")]
+    pub fn set_xcr0(&self, value: u64) -> Result<()> {
+        let mut xcrs = kvm_bindings::kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
+        xcrs.xcrs[0].value = value;
+        self.file
+            .fd
+            .set_xcrs(&xcrs)
+            .map_err(ioctl("KVM_SET_XCRS (setting XCR0)"))
+    }
+}
+
+impl AsFd for Vcpu {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        sys::borrow_fd(self, self.file.fd.as_raw_fd())
+    }
+}
+
+impl Timer {
+    /// Sets it, unless it is set to this deadline already; says whether that has passed.
+    fn start(&mut self, deadline: Instant) -> Result<bool> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(true);
+        }
+        if self.deadline != Some(deadline) {
+            self.timer.set(left).map_err(timer_error)?;
+            self.deadline = Some(deadline);
+        }
+        Ok(false)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        if self.deadline.take().is_some() {
+            self.timer
+                .set(std::time::Duration::ZERO)
+                .map_err(timer_error)?;
+        }
+        Ok(())
+    }
+}
+
+fn timer_error(source: io::Error) -> Error {
+    Error::Ioctl {
+        operation: "timer_create or timer_settime (setting the deadline of a run)",
+        source,
+    }
+}

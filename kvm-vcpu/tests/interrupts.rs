@@ -1,0 +1,224 @@
+//! Interrupts reach the guest from every side, and its writes reach eventfds.
+#![allow(clippy::cast_possible_truncation)]
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use common::{CODE, machine};
+use kvm_vcpu::{Error, Exit, Gsi, IoAddress, IoEvent, IrqChip, Mode, Msi, Route, Vcpu, Vm};
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Where the handler is.
+const HANDLER: u16 = 0x2000;
+
+/// Real-mode code at `CODE`, and a handler that writes its vector to port 0x80, for `vectors`.
+fn load(vm: &Vm, code: &[u8], vectors: &[u8]) {
+    vm.write(CODE, code).unwrap();
+    for (i, vector) in vectors.iter().enumerate() {
+        let handler = HANDLER + 16 * i as u16;
+        // mov al, vector; out 0x80, al; mov al, 0x20; out 0x20, al; iret
+        let code = [0xb0, *vector, 0xe6, 0x80, 0xb0, 0x20, 0xe6, 0x20, 0xcf];
+        vm.write(handler.into(), &code).unwrap();
+        vm.memory()
+            .write_value(u64::from(*vector) * 4, u32::from(handler))
+            .unwrap();
+    }
+}
+
+/// Sets the first PIC up with vectors from 0x20 on and everything unmasked, says so with 0xff on port
+/// 0x80, and then: sti; hlt; jmp back.
+const WAIT_WITH_PIC: [u8; 28] = [
+    0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x01, 0xe6, 0x21,
+    0xb0, 0x00, 0xe6, 0x21, 0xb0, 0xff, 0xe6, 0x80, 0xfb, 0xf4, 0xeb, 0xfd,
+];
+
+fn next_vector(vcpu: &mut Vcpu) -> u32 {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match vcpu.run_until(deadline).unwrap() {
+            Exit::PortOut(out) if out.port == 0x80 => return out.value(),
+            Exit::Interrupted => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn event() -> File {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .unwrap()
+        .into()
+}
+
+fn signalled(mut event: &File) -> u64 {
+    let mut bytes = [0; 8];
+    match event.read(&mut bytes) {
+        Ok(_) => u64::from_ne_bytes(bytes),
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => 0,
+        Err(e) => panic!("{e}"),
+    }
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn lines_and_eventfds_reach_the_guest_through_the_kernels_controllers() {
+    let vm = machine();
+    vm.create_irqchip(IrqChip::InKernel).unwrap();
+    load(&vm, &WAIT_WITH_PIC, &[0x21, 0x23]);
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0xff);
+    vm.set_irq_line(Gsi(1), true).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0x21);
+    vm.set_irq_line(Gsi(1), false).unwrap();
+
+    let event = event();
+    vm.connect_irqfd(&event, Gsi(3)).unwrap();
+    (&event).write_all(&1u64.to_ne_bytes()).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0x23);
+    assert_eq!(signalled(&event), 0, "the kernel takes the signal");
+
+    vm.disconnect_irqfd(&event, Gsi(3)).unwrap();
+    (&event).write_all(&1u64.to_ne_bytes()).unwrap();
+    let deadline = Instant::now() + Duration::from_millis(30);
+    assert_eq!(vcpu.run_until(deadline).unwrap(), Exit::TimedOut);
+    assert_eq!(signalled(&event), 1);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn lines_are_routed_anew() {
+    let vm = machine();
+    vm.create_irqchip(IrqChip::InKernel).unwrap();
+    load(&vm, &WAIT_WITH_PIC, &[0x21, 0x23]);
+    vm.set_routes(&[(Gsi(40), Route::PicMaster(3))]).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0xff);
+    vm.set_irq_line(Gsi(40), true).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0x23);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn the_timer_ticks() {
+    let vm = machine();
+    vm.create_irqchip(IrqChip::InKernel).unwrap();
+    vm.create_pit().unwrap();
+    // Channel 0 in mode 2 with a divisor of 0x4000 (73 Hz), and then as before.
+    let mut code = vec![
+        0xb0, 0x34, 0xe6, 0x43, 0xb0, 0x00, 0xe6, 0x40, 0xb0, 0x40, 0xe6, 0x40,
+    ];
+    code.extend(WAIT_WITH_PIC);
+    load(&vm, &code, &[0x20]);
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    // A tick may come before the guest has said that it is ready.
+    while next_vector(&mut vcpu) != 0xff {}
+    for _ in 0..3 {
+        assert_eq!(next_vector(&mut vcpu), 0x20);
+    }
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn without_controllers_the_host_injects() {
+    let vm = machine();
+    // sti; nop; hlt; jmp back
+    load(&vm, &[0xfb, 0x90, 0xf4, 0xeb, 0xfb], &[0x42]);
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    assert!(vcpu.can_take_interrupt());
+    vcpu.interrupt(0x42).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0x42);
+    assert!(matches!(vcpu.run().unwrap(), Exit::PortOut(_)));
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn the_window_for_an_interrupt_is_told() {
+    let vm = machine();
+    // cli; out 0x81, al; sti; nop; jmp $
+    load(&vm, &[0xfa, 0xe6, 0x81, 0xfb, 0x90, 0xeb, 0xfe], &[0x42]);
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    assert!(matches!(vcpu.run().unwrap(), Exit::PortOut(_)));
+    assert!(!vcpu.can_take_interrupt());
+    vcpu.request_interrupt_window(true);
+    assert_eq!(vcpu.run().unwrap(), Exit::InterruptWindow);
+    assert!(vcpu.can_take_interrupt());
+    vcpu.request_interrupt_window(false);
+    vcpu.interrupt(0x42).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0x42);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn writes_signal_eventfds_without_an_exit() {
+    let vm = machine();
+    // mov al, 7; out 0x50, al; mov al, 8; out 0x50, al; hlt
+    vm.write(CODE, &[0xb0, 7, 0xe6, 0x50, 0xb0, 8, 0xe6, 0x50, 0xf4])
+        .unwrap();
+    let seven = event();
+    let on_seven = IoEvent {
+        at: IoAddress::Port(0x50),
+        len: 1,
+        value: Some(7),
+    };
+    vm.connect_ioeventfd(&seven, on_seven).unwrap();
+    let mode = Mode::real(0, CODE as u16);
+    let mut vcpu = vm.create_vcpu(0, &mode).unwrap();
+    match vcpu.run().unwrap() {
+        Exit::PortOut(out) => assert_eq!(out.value(), 8),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(signalled(&seven), 1);
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+
+    vm.disconnect_ioeventfd(&seven, on_seven).unwrap();
+    vcpu.set_mode(&mode).unwrap();
+    match vcpu.run().unwrap() {
+        Exit::PortOut(out) => assert_eq!(out.value(), 7),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(signalled(&seven), 0);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn controllers_come_before_vcpus() {
+    let vm = machine();
+    let _vcpu = vm.create_vcpu(0, &Mode::real(0, 0)).unwrap();
+    for chip in [IrqChip::InKernel, IrqChip::Split { pins: 24 }] {
+        let e = vm.create_irqchip(chip).unwrap_err();
+        assert!(matches!(e, Error::Order { .. }), "{e:?}");
+    }
+    let msi = Msi {
+        address: 0xfee0_0000,
+        data: 0x42,
+    };
+    assert!(matches!(vm.signal_msi(msi), Err(Error::Ioctl { .. })));
+    assert!(matches!(vm.create_pit(), Err(Error::NeedsIrqChip { .. })));
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn split_controllers_take_messages() {
+    let vm = machine();
+    vm.create_irqchip(IrqChip::Split { pins: 24 }).unwrap();
+    // sti; hlt; jmp back
+    load(&vm, &[0xfb, 0xf4, 0xeb, 0xfd], &[0x42]);
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    enable_local_apic(&vcpu);
+    let msi = Msi {
+        address: 0xfee0_0000,
+        data: 0x42,
+    };
+    assert!(vm.signal_msi(msi).unwrap());
+    assert_eq!(next_vector(&mut vcpu), 0x42);
+}
+
+/// Sets the enable bit of the local APIC's spurious-interrupt vector register.
+fn enable_local_apic(vcpu: &Vcpu) {
+    let mut apic = vcpu.local_apic().unwrap();
+    apic[0xf0..0xf4].copy_from_slice(&0x1ffu32.to_le_bytes());
+    vcpu.set_local_apic(&apic).unwrap();
+}

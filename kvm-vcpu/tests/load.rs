@@ -1,0 +1,125 @@
+//! Programs are loaded where they say, or refused with the reason.
+#![allow(clippy::cast_possible_truncation)]
+
+use kvm_vcpu::{Error, GuestMemory, ImageProblem, Region, load_elf64, load_flat};
+
+/// An ELF64 file with these segments: physical address, bytes, size in memory.
+fn elf(kind: u16, machine: u16, entry: u64, segments: &[(u64, &[u8], u64)]) -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    file.extend(kind.to_le_bytes());
+    file.extend(machine.to_le_bytes());
+    file.extend(1u32.to_le_bytes());
+    file.extend(entry.to_le_bytes());
+    file.extend(64u64.to_le_bytes());
+    file.extend([0; 12]);
+    for n in [64, 56, segments.len() as u16, 64, 0, 0] {
+        file.extend(n.to_le_bytes());
+    }
+    let mut offset = 64 + 56 * segments.len() as u64;
+    for (at, bytes, size) in segments {
+        file.extend(1u32.to_le_bytes());
+        file.extend(7u32.to_le_bytes());
+        for n in [offset, *at, *at, bytes.len() as u64, *size, 1] {
+            file.extend(n.to_le_bytes());
+        }
+        offset += bytes.len() as u64;
+    }
+    for (_, bytes, _) in segments {
+        file.extend_from_slice(bytes);
+    }
+    file
+}
+
+fn memory() -> GuestMemory {
+    GuestMemory::new(&[Region::anonymous(0x1000, 0x8000)]).unwrap()
+}
+
+fn problem(image: &[u8]) -> ImageProblem {
+    match load_elf64(&memory(), image) {
+        Err(Error::Image(problem)) => problem,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn segments_land_where_they_say_and_the_rest_is_zero() {
+    let memory = memory();
+    memory.fill(0x1000, 0x8000, 0xee).unwrap();
+    let file = elf(
+        2,
+        62,
+        0x2001,
+        &[(0x2000, b"abc", 6), (0x4ffe, b"xy", 2), (0x7000, b"", 0)],
+    );
+    let loaded = load_elf64(&memory, &file).unwrap();
+    assert_eq!(
+        (loaded.entry, loaded.start, loaded.end),
+        (0x2001, 0x2000, 0x5000)
+    );
+    let mut bytes = [0; 8];
+    memory.read(0x2000, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"abc\0\0\0\xee\xee");
+    assert_eq!(
+        memory.read_value::<u16>(0x4ffe).unwrap(),
+        u16::from_le_bytes(*b"xy")
+    );
+    assert_eq!(memory.read_value::<u8>(0x7000).unwrap(), 0xee);
+}
+
+#[test]
+fn what_cannot_be_loaded_is_told_apart() {
+    let good: &[(u64, &[u8], u64)] = &[(0x2000, b"abcd", 4)];
+    assert_eq!(problem(b""), ImageProblem::Empty);
+    assert_eq!(problem(b"MZ"), ImageProblem::NotElf);
+    assert_eq!(problem(b"\x7fELF\x02"), ImageProblem::Truncated);
+    assert_eq!(
+        problem(&elf(2, 183, 0x2000, good)),
+        ImageProblem::WrongMachine
+    );
+    assert_eq!(
+        problem(&elf(1, 62, 0x2000, good)),
+        ImageProblem::NotExecutable(1)
+    );
+    assert_eq!(problem(&elf(2, 62, 0x2000, &[])), ImageProblem::NoSegments);
+    assert_eq!(
+        problem(&elf(2, 62, 0x3000, good)),
+        ImageProblem::EntryOutside(0x3000)
+    );
+    let file = elf(2, 62, 0x2000, good);
+    for len in 5..file.len() {
+        assert_eq!(problem(&file[..len]), ImageProblem::Truncated, "{len}");
+    }
+    assert_eq!(
+        problem(&elf(2, 62, 0x2000, &[(0x2000, b"abcd", 3)])),
+        ImageProblem::Truncated
+    );
+    for (at, size) in [
+        (0, 4),
+        (0x8ffe, 4),
+        (0x2000, 0x8000),
+        (u64::MAX - 1, 4),
+        (0x2000, u64::MAX),
+    ] {
+        let file = elf(2, 62, at, &[(at, b"abcd", size)]);
+        assert!(
+            matches!(problem(&file), ImageProblem::TooBig { start, .. } if start == at),
+            "{at:#x} {size:#x}"
+        );
+    }
+}
+
+#[test]
+fn flat_binaries_start_at_their_first_byte() {
+    let memory = memory();
+    let loaded = load_flat(&memory, b"abc", 0x1ffe).unwrap();
+    assert_eq!((loaded.entry, loaded.end), (0x1ffe, 0x2001));
+    assert!(matches!(
+        load_flat(&memory, b"", 0x2000),
+        Err(Error::Image(ImageProblem::Empty))
+    ));
+    assert!(matches!(
+        load_flat(&memory, b"abc", 0x8ffe),
+        Err(Error::Image(ImageProblem::TooBig { .. }))
+    ));
+    assert!(load_flat(&memory, b"abc", u64::MAX).is_err());
+}

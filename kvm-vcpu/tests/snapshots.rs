@@ -1,0 +1,208 @@
+//! A snapshot is a machine's whole state: running on from it equals having run through.
+#![allow(clippy::cast_possible_truncation)]
+
+mod common;
+
+use std::fs::File;
+
+use common::{CODE, MEMORY, machine, modes};
+use kvm_vcpu::{
+    Error, Exit, Gsi, GuestMemory, IrqChip, Kvm, Mode, Region, Snapshot, SnapshotProblem, Vcpu, Vm,
+};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+fn memory_file() -> File {
+    memfd_create("snapshot", MemfdFlags::CLOEXEC)
+        .unwrap()
+        .into()
+}
+
+fn take(vm: &Vm, vcpu: &mut Vcpu) -> (Snapshot, File) {
+    let file = memory_file();
+    vm.memory().save(&file).unwrap();
+    let snapshot = Snapshot::take(&Kvm::open().unwrap(), vm, &[vcpu]).unwrap();
+    let bytes = snapshot.to_bytes();
+    let back = Snapshot::from_bytes(&bytes).unwrap();
+    assert_eq!(back.to_bytes(), bytes);
+    (back, file)
+}
+
+/// A generator of pseudo-random numbers that leaves a trail in memory, some of it through a vector
+/// register: mov ecx, 500; again: imul eax, eax, 1103515245; add eax, 12345; mov [rcx*4 + 0x8000], eax;
+/// movups [rcx*4 + 0x9000], xmm1; movups xmm1, [rcx*4 + 0x8000]; dec ecx; jnz again; hlt
+const WORK: [u8; 44] = [
+    0xb9, 0xf4, 0x01, 0x00, 0x00, 0x69, 0xc0, 0x6d, 0x4e, 0xc6, 0x41, 0x05, 0x39, 0x30, 0x00, 0x00,
+    0x89, 0x04, 0x8d, 0x00, 0x80, 0x00, 0x00, 0x0f, 0x11, 0x0c, 0x8d, 0x00, 0x90, 0x00, 0x00, 0x0f,
+    0x10, 0x0c, 0x8d, 0x00, 0x80, 0x00, 0x00, 0xff, 0xc9, 0x75, 0xda, 0xf4,
+];
+
+fn worker() -> (Vm, Vcpu) {
+    let vm = machine();
+    vm.write(CODE, &WORK).unwrap();
+    let vcpu = vm.create_vcpu(0, &modes(&vm)[2]).unwrap();
+    (vm, vcpu)
+}
+
+fn run_to_the_end(memory: &GuestMemory, vcpu: &mut Vcpu) -> (Vec<u8>, kvm_vcpu::Registers) {
+    loop {
+        match vcpu.run().unwrap() {
+            Exit::Halt => break,
+            Exit::Interrupted => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut trail = vec![0; 0x2000];
+    memory.read(0x8000, &mut trail).unwrap();
+    (trail, vcpu.registers().unwrap())
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn running_on_from_a_snapshot_equals_running_through() {
+    let kvm = Kvm::open().unwrap();
+    let (vm, mut vcpu) = worker();
+    let expected = run_to_the_end(vm.memory(), &mut vcpu);
+    assert_ne!(&expected.0[0x1010..0x1018], [0; 8]);
+
+    for steps in [0, 1, 2, 5, 77, 400] {
+        let (vm, mut vcpu) = worker();
+        vcpu.set_single_step(true).unwrap();
+        for _ in 0..steps {
+            assert!(matches!(vcpu.run().unwrap(), Exit::Debug { .. }));
+        }
+        vcpu.set_single_step(false).unwrap();
+        assert_eq!(vcpu.settle().unwrap(), None);
+        let (snapshot, file) = take(&vm, &mut vcpu);
+        // From one snapshot as often as wanted, whatever becomes of the others.
+        let mut first = snapshot.restore(&kvm, &file).unwrap();
+        let mut second = snapshot.restore(&kvm, &file).unwrap();
+        for (vm, vcpus) in [&mut first, &mut second] {
+            assert_eq!(
+                run_to_the_end(vm.memory(), &mut vcpus[0]),
+                expected,
+                "{steps}"
+            );
+        }
+        assert_eq!(run_to_the_end(vm.memory(), &mut vcpu), expected);
+    }
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn interrupt_controllers_and_several_vcpus_are_part_of_it() {
+    let kvm = Kvm::open().unwrap();
+    let vm = machine();
+    vm.create_irqchip(IrqChip::InKernel).unwrap();
+    vm.create_pit().unwrap();
+    // The first PIC, with vectors from 0x20 on; then out 0x80, al.
+    let code = [
+        0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x01, 0xe6,
+        0x21, 0xb0, 0xfd, 0xe6, 0x21, 0xe6, 0x80, 0xfb, 0xf4, 0xeb, 0xfd,
+    ];
+    vm.write(CODE, &code).unwrap();
+    // mov al, 0x77; out 0x81, al; iret, at vector 0x21
+    vm.write(0x2000, &[0xb0, 0x77, 0xe6, 0x81, 0xcf]).unwrap();
+    vm.memory().write_value(0x21 * 4, 0x2000u32).unwrap();
+    let mode = Mode::real(0, CODE as u16);
+    let mut boot = vm.create_vcpu(0, &mode).unwrap();
+    let mut other = vm.create_vcpu(1, &Mode::Reset).unwrap();
+    assert!(matches!(boot.run().unwrap(), Exit::PortOut(_)));
+    while boot.settle().unwrap().is_some() {}
+    let file = memory_file();
+    vm.memory().save(&file).unwrap();
+    let snapshot = Snapshot::take(&kvm, &vm, &[&mut boot, &mut other]).unwrap();
+    let snapshot = Snapshot::from_bytes(&snapshot.to_bytes()).unwrap();
+    drop((vm, boot, other));
+
+    let (vm, mut vcpus) = snapshot.restore(&kvm, &file).unwrap();
+    assert_eq!(vcpus.iter().map(Vcpu::id).collect::<Vec<_>>(), [0, 1]);
+    vm.set_irq_line(Gsi(1), true).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    match vcpus[0].run_until(deadline).unwrap() {
+        Exit::PortOut(out) => assert_eq!((out.port, out.value()), (0x81, 0x77)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn a_vcpu_in_the_middle_of_an_exit_is_refused_until_it_is_settled() {
+    let kvm = Kvm::open().unwrap();
+    let vm = machine();
+    // in al, 0x40; hlt
+    vm.write(CODE, &[0xe4, 0x40, 0xf4]).unwrap();
+    let mut vcpu = vm.create_vcpu(5, &Mode::real(0, CODE as u16)).unwrap();
+    let Exit::PortIn(read) = vcpu.run().unwrap() else {
+        panic!("no read")
+    };
+    vcpu.reply(read.reply(0x99)).unwrap();
+    let e = Snapshot::take(&kvm, &vm, &[&mut vcpu]).unwrap_err();
+    assert!(matches!(e, Error::Unsettled { id: 5 }), "{e:?}");
+    assert_eq!(vcpu.settle().unwrap(), None);
+    assert_eq!(vcpu.settle().unwrap(), None);
+    let (snapshot, file) = take(&vm, &mut vcpu);
+    let (_vm, mut vcpus) = snapshot.restore(&kvm, &file).unwrap();
+    assert_eq!(vcpus[0].run().unwrap(), Exit::Halt);
+    assert_eq!(vcpus[0].registers().unwrap().rax, 0x99);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn every_change_of_a_byte_is_noticed() {
+    let (vm, mut vcpu) = worker();
+    let (snapshot, file) = take(&vm, &mut vcpu);
+    let bytes = snapshot.to_bytes();
+    for at in (0..bytes.len()).step_by(37) {
+        let mut changed = bytes.clone();
+        changed[at] ^= 0x10;
+        assert!(
+            matches!(Snapshot::from_bytes(&changed), Err(Error::Snapshot(_))),
+            "{at}"
+        );
+    }
+    for len in (0..bytes.len()).step_by(101) {
+        assert!(Snapshot::from_bytes(&bytes[..len]).is_err(), "{len}");
+    }
+    let mut other_version = bytes.clone();
+    other_version[15] = 9;
+    assert!(matches!(
+        Snapshot::from_bytes(&other_version),
+        Err(Error::Snapshot(SnapshotProblem::Version { found: 9, .. }))
+    ));
+    // A memory file that was cut.
+    file.set_len(MEMORY - 0x1000).unwrap();
+    assert!(matches!(
+        snapshot.restore(&Kvm::open().unwrap(), &file),
+        Err(Error::Region { .. })
+    ));
+}
+
+#[test]
+fn what_is_no_snapshot_is_said_to_be_none() {
+    let e = Snapshot::from_bytes(b"\x7fELF").unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "cannot restore this snapshot: it is not a snapshot file: give the file that Snapshot::to_bytes made"
+    );
+    assert!(Snapshot::from_bytes(b"cofferdam-vcpu\n").is_err());
+}
+
+#[test]
+fn saved_memory_has_holes_where_there_is_nothing() {
+    use std::os::unix::fs::MetadataExt;
+    let memory = GuestMemory::new(&[
+        Region::anonymous(0, 0x10_0000),
+        Region::anonymous(0x40_0000, 0x10_0000),
+    ])
+    .unwrap();
+    memory.write(0x40_5000, b"there").unwrap();
+    let file = memory_file();
+    memory.save(&file).unwrap();
+    let metadata = file.metadata().unwrap();
+    assert_eq!(metadata.len(), 0x20_0000);
+    assert_eq!(metadata.blocks() * 512, 0x1000);
+    let back = GuestMemory::new(&[Region::file_private(0, 0x20_0000, file, 0)]).unwrap();
+    let mut bytes = [0; 5];
+    back.read(0x10_5000, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"there");
+}
