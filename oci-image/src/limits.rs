@@ -1,0 +1,35 @@
+//! How much an image may take.
+
+/// Caps on what an image may make this crate read, hold or write.
+///
+/// An image is somebody else's data: without caps, a few kilobytes could fill the disk or the memory. The defaults
+/// let every ordinary image pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Bytes of a manifest, an index or a configuration. Default 4 MiB, which is also what registries accept.
+    pub document_bytes: u64,
+    /// Bytes of one uncompressed layer, holes of sparse files included. Default 64 GiB.
+    pub layer_bytes: u64,
+    /// Entries of one layer or archive. Default 4 million.
+    pub entries: u64,
+    /// Directories above one entry. Default 256.
+    pub depth: u64,
+    /// Bytes of the extended headers (PAX, GNU long names, sparse maps) of one entry. Default 1 MiB.
+    pub extension_bytes: u64,
+    /// Bytes of `/etc/passwd` and `/etc/group` each, when a user is looked up. Default 4 MiB.
+    pub user_file_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            document_bytes: 4 << 20,
+            layer_bytes: 64 << 30,
+            entries: 4_000_000,
+            depth: 256,
+            extension_bytes: 1 << 20,
+            user_file_bytes: 4 << 20,
+        }
+    }
+}

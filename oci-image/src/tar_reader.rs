@@ -1,0 +1,989 @@
+//! Reading a tar archive entry by entry, from a stream that is read once.
+//!
+//! The crate `tar` knows the layout of headers; what follows from them is decided here, so that caps hold while
+//! extended headers are read, and so that an archive that two readers would take apart differently is refused.
+
+use std::io::{BufRead, Read, Seek};
+
+use crate::error::{Error, Result, TarProblem, excerpt};
+use crate::limits::Limits;
+use crate::pax::{self, Record};
+
+const BLOCK: u64 = 512;
+
+/// What kind of file an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TarKind {
+    /// A regular file.
+    Regular,
+    /// Another name of a file that came before.
+    Hardlink,
+    /// A symbolic link.
+    Symlink,
+    /// A character device.
+    Char,
+    /// A block device.
+    Block,
+    /// A directory.
+    Directory,
+    /// A named pipe.
+    Fifo,
+}
+
+impl TarKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            TarKind::Regular => "regular file",
+            TarKind::Hardlink => "hard link",
+            TarKind::Symlink => "symbolic link",
+            TarKind::Char => "character device",
+            TarKind::Block => "block device",
+            TarKind::Directory => "directory",
+            TarKind::Fifo => "named pipe",
+        }
+    }
+}
+
+/// One entry of an archive, with extended headers applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TarEntry {
+    /// The name, as it stands in the archive.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: TarKind,
+    /// The target of a link.
+    pub link: Vec<u8>,
+    /// Permission bits with set-id and sticky bits.
+    pub mode: u32,
+    /// The owner.
+    pub uid: u64,
+    /// The group.
+    pub gid: u64,
+    /// Last modification: seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Bytes of the file's contents, holes included.
+    pub size: u64,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+    /// Extended attributes in the archive's order.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Offset and length of the parts that the archive holds, for a sparse file.
+    pub sparse: Option<Vec<(u64, u64)>>,
+    /// Where the entry's first header starts in the archive, in bytes.
+    pub offset: u64,
+}
+
+/// Reads entries from a tar stream.
+///
+/// After [`next_entry`](TarReader::next_entry) the contents are had by [`fill_data`](TarReader::fill_data) or
+/// [`Read`]; what is not read is skipped.
+#[derive(Debug)]
+pub struct TarReader<R> {
+    inner: R,
+    /// Bytes taken from `inner`.
+    position: u64,
+    /// Bytes of the current entry's stored contents that have not been read.
+    remaining: u64,
+    /// Zero bytes that follow the contents up to the next block.
+    padding: u64,
+    entries: u64,
+    globals: Vec<Record>,
+    ended: bool,
+    extension_bytes: u64,
+    max_entries: u64,
+}
+
+/// What extended headers said about the entry to come.
+#[derive(Default)]
+struct Extensions {
+    records: Vec<Record>,
+    has_pax: bool,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+}
+
+impl<R: BufRead> TarReader<R> {
+    /// Reads from `inner`, within `limits`.
+    pub fn new(inner: R, limits: &Limits) -> TarReader<R> {
+        TarReader {
+            inner,
+            position: 0,
+            remaining: 0,
+            padding: 0,
+            entries: 0,
+            globals: Vec::new(),
+            ended: false,
+            extension_bytes: limits.extension_bytes,
+            max_entries: limits.entries,
+        }
+    }
+
+    /// Bytes read from the archive so far.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The stream, positioned wherever reading stopped.
+    pub fn into_inner(self) -> R {
+        self.inner
+    }
+
+    /// The next entry, or `None` at the end of the archive.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tar`] when the archive is damaged or ambiguous, [`Error::Limit`] when it is larger than allowed,
+    /// and whatever the stream reports.
+    pub fn next_entry(&mut self) -> Result<Option<TarEntry>> {
+        let rest = self.remaining + self.padding;
+        self.skip(rest)?;
+        self.next_after_skip()
+    }
+
+    fn next_after_skip(&mut self) -> Result<Option<TarEntry>> {
+        self.remaining = 0;
+        self.padding = 0;
+        if self.ended {
+            return Ok(None);
+        }
+        let start = self.position;
+        let mut extensions = Extensions::default();
+        let mut budget = self.extension_bytes;
+        loop {
+            let offset = self.position;
+            let Some(header) = self.header()? else {
+                if offset != start {
+                    return Err(tar(
+                        offset,
+                        TarProblem::Pax("no entry follows an extended header"),
+                    ));
+                }
+                self.ended = true;
+                return Ok(None);
+            };
+            self.entries += 1;
+            if self.entries > self.max_entries {
+                return Err(Error::Limit {
+                    what: "the archive",
+                    found: self.entries,
+                    unit: "entries",
+                    limit: self.max_entries,
+                    setting: "entries",
+                });
+            }
+            let flag = header.as_old().linkflag[0];
+            match flag {
+                b'L' | b'K' => {
+                    let mut data = self.extension(&header, offset, &mut budget)?;
+                    let end = data.iter().position(|&b| b == 0).unwrap_or(data.len());
+                    data.truncate(end);
+                    let slot = if flag == b'L' {
+                        &mut extensions.long_name
+                    } else {
+                        &mut extensions.long_link
+                    };
+                    if slot.replace(data).is_some() {
+                        return Err(tar(
+                            offset,
+                            TarProblem::Ambiguous("two long names for one entry"),
+                        ));
+                    }
+                }
+                b'x' | b'X' => {
+                    let data = self.extension(&header, offset, &mut budget)?;
+                    if extensions.has_pax {
+                        return Err(tar(
+                            offset,
+                            TarProblem::Ambiguous("two extended headers for one entry"),
+                        ));
+                    }
+                    extensions.has_pax = true;
+                    extensions.records =
+                        pax::parse(&data).map_err(|problem| tar(offset, problem))?;
+                }
+                b'g' => {
+                    let data = self.extension(&header, offset, &mut budget)?;
+                    let records = pax::parse(&data).map_err(|problem| tar(offset, problem))?;
+                    self.add_globals(records, offset)?;
+                }
+                _ => return self.entry(&header, start, offset, extensions).map(Some),
+            }
+        }
+    }
+
+    /// Keeps the records of a global header: later ones take the place of earlier ones, and all must fit the cap.
+    fn add_globals(&mut self, records: Vec<Record>, offset: u64) -> Result<()> {
+        for record in records {
+            if matches!(record.key.as_slice(), b"path" | b"linkpath" | b"size")
+                || record.key.starts_with(b"GNU.sparse")
+            {
+                return Err(tar(
+                    offset,
+                    TarProblem::Ambiguous("a global header names or sizes all entries"),
+                ));
+            }
+            self.globals.retain(|known| known.key != record.key);
+            self.globals.push(record);
+        }
+        let bytes: usize = self
+            .globals
+            .iter()
+            .map(|record| record.key.len() + record.value.len())
+            .sum();
+        if bytes as u64 > self.extension_bytes {
+            return Err(self.extension_limit(bytes as u64));
+        }
+        Ok(())
+    }
+
+    fn extension_limit(&self, found: u64) -> Error {
+        Error::Limit {
+            what: "an extended header of the archive",
+            found,
+            unit: "bytes",
+            limit: self.extension_bytes,
+            setting: "extension_bytes",
+        }
+    }
+
+    /// The next header, or `None` at the end. One block of zeros ends the archive for every reader.
+    fn header(&mut self) -> Result<Option<tar::Header>> {
+        let offset = self.position;
+        let mut header = tar::Header::new_old();
+        let n = self.read_up_to(header.as_mut_bytes())?;
+        if n == 0 {
+            return Ok(None);
+        }
+        if n < header.as_bytes().len() {
+            return Err(tar(offset + n as u64, TarProblem::Truncated));
+        }
+        let bytes = header.as_bytes();
+        if bytes.iter().all(|&b| b == 0) {
+            return Ok(None);
+        }
+        let expected = number("the checksum", &header.as_old().cksum, offset)?;
+        let sum = |add: fn(u8) -> i64| -> i64 {
+            bytes
+                .iter()
+                .enumerate()
+                .map(|(i, &b)| if (148..156).contains(&i) { 32 } else { add(b) })
+                .sum()
+        };
+        let unsigned = sum(i64::from);
+        // Some old writers summed signed bytes; readers accept both.
+        if expected != unsigned && expected != sum(|b| i64::from(b.cast_signed())) {
+            return Err(tar(
+                offset,
+                TarProblem::Checksum {
+                    expected: expected.cast_unsigned(),
+                    found: unsigned.cast_unsigned(),
+                },
+            ));
+        }
+        // All numbers of all headers, also those that do not matter: readers that check them end the archive at the
+        // first that is none.
+        let old = header.as_old();
+        for (field, value) in [
+            ("the mode", &old.mode[..]),
+            ("the uid", &old.uid),
+            ("the gid", &old.gid),
+            ("the size", &old.size),
+            ("the mtime", &old.mtime),
+        ] {
+            number(field, value, offset)?;
+        }
+        if let Some((major, minor)) = device_fields(&header) {
+            number("the major number", major, offset)?;
+            number("the minor number", minor, offset)?;
+        }
+        if let Some(gnu) = header.as_gnu() {
+            number("the atime", &gnu.atime, offset)?;
+            number("the ctime", &gnu.ctime, offset)?;
+        }
+        Ok(Some(header))
+    }
+
+    /// The data of an extended header.
+    fn extension(
+        &mut self,
+        header: &tar::Header,
+        offset: u64,
+        budget: &mut u64,
+    ) -> Result<Vec<u8>> {
+        let size = size(header, offset)?;
+        let Some(left) = budget.checked_sub(size) else {
+            return Err(self.extension_limit(self.extension_bytes - *budget + size));
+        };
+        *budget = left;
+        let mut data = vec![0; usize::try_from(size).map_err(|_| self.extension_limit(size))?];
+        self.read_exact(&mut data)?;
+        // Some readers take what fills the block for a part of the data.
+        let mut rest = [0; 512];
+        let rest = &mut rest[..usize::try_from(padding(size)).unwrap_or(0)];
+        self.read_exact(rest)?;
+        if rest.iter().any(|&b| b != 0) {
+            return Err(tar(
+                offset,
+                TarProblem::Ambiguous("an extended header is followed by more than zeros"),
+            ));
+        }
+        Ok(data)
+    }
+
+    fn entry(
+        &mut self,
+        header: &tar::Header,
+        start: u64,
+        offset: u64,
+        mut extensions: Extensions,
+    ) -> Result<TarEntry> {
+        let fail = |problem| tar(offset, problem);
+        let old = header.as_old();
+        let flag = old.linkflag[0];
+        if header.as_ustar().is_none()
+            && header.as_gnu().is_none()
+            && old.pad[88..243].iter().any(|&b| b != 0)
+        {
+            return Err(fail(TarProblem::Ambiguous(
+                "a header of no known format that may have a prefix",
+            )));
+        }
+        let mut stored = size(header, offset)?;
+        let mut entry = TarEntry {
+            path: name_of(header),
+            kind: TarKind::Regular,
+            link: until_zero(&old.linkname).to_vec(),
+            mode: 0,
+            uid: unsigned("the uid", &old.uid, offset)?,
+            gid: unsigned("the gid", &old.gid, offset)?,
+            mtime: (number("the mtime", &old.mtime, offset)?, 0),
+            size: 0,
+            device: (0, 0),
+            xattrs: Vec::new(),
+            sparse: None,
+            offset: start,
+        };
+        // High bits say the file type in some writers; the type flag decides.
+        entry.mode = u32::try_from(number("the mode", &old.mode, offset)? & 0o7777).unwrap_or(0);
+
+        let has_long = extensions.long_name.is_some() || extensions.long_link.is_some();
+        if let Some(name) = extensions.long_name.take() {
+            entry.path = name;
+        }
+        if let Some(link) = extensions.long_link.take() {
+            entry.link = link;
+        }
+        let mut sparse = SparseRecords::default();
+        let globals = std::mem::take(&mut self.globals);
+        let result = globals
+            .iter()
+            .chain(&extensions.records)
+            .try_for_each(|record| apply(record, &mut entry, &mut stored, &mut sparse, has_long));
+        self.globals = globals;
+        result.map_err(fail)?;
+
+        let slash = entry.path.ends_with(b"/");
+        entry.kind = match flag {
+            // Before POSIX a directory was a file whose name ends in a slash.
+            0 if slash => TarKind::Directory,
+            b'0' | b'7' if slash => {
+                return Err(fail(TarProblem::Ambiguous(
+                    "a regular file whose name ends in a slash",
+                )));
+            }
+            0 | b'0' | b'7' | b'S' => TarKind::Regular,
+            b'1' => TarKind::Hardlink,
+            b'2' => TarKind::Symlink,
+            b'3' => TarKind::Char,
+            b'4' => TarKind::Block,
+            b'5' => TarKind::Directory,
+            b'6' => TarKind::Fifo,
+            other => return Err(fail(TarProblem::Type(char::from(other)))),
+        };
+        if entry.path.is_empty() {
+            return Err(fail(TarProblem::NoName));
+        }
+        if entry.path.contains(&0) || entry.link.contains(&0) {
+            return Err(fail(TarProblem::ZeroInName));
+        }
+        match entry.kind {
+            TarKind::Regular => {}
+            // Every reader ignores the size here: it is that of the file to which the link leads.
+            TarKind::Hardlink => stored = 0,
+            _ if stored != 0 => {
+                return Err(fail(TarProblem::Ambiguous(
+                    "contents of something that is no regular file",
+                )));
+            }
+            TarKind::Char | TarKind::Block => {
+                if let Some((major, minor)) = device_fields(header) {
+                    let half = |name, field: &[u8]| -> Result<u32> {
+                        let value = number(name, field, offset)?;
+                        u32::try_from(value).map_err(|_| {
+                            fail(TarProblem::Number {
+                                field: name,
+                                text: value.to_string(),
+                            })
+                        })
+                    };
+                    entry.device = (
+                        half("the major number", major)?,
+                        half("the minor number", minor)?,
+                    );
+                }
+            }
+            _ => {}
+        }
+        self.remaining = stored;
+        self.padding = padding(stored);
+        entry.size = stored;
+        if flag == b'S' {
+            self.gnu_sparse(header, &mut entry)?;
+        } else if sparse.is_sparse() {
+            if entry.kind != TarKind::Regular {
+                return Err(fail(TarProblem::Sparse("it belongs to no regular file")));
+            }
+            self.pax_sparse(sparse, &mut entry, offset)?;
+        }
+        if let Some(map) = &entry.sparse {
+            check_map(map, entry.size, self.remaining).map_err(fail)?;
+        }
+        Ok(entry)
+    }
+
+    /// GNU's own sparse format: four parts in the header, more in blocks that follow it.
+    fn gnu_sparse(&mut self, header: &tar::Header, entry: &mut TarEntry) -> Result<()> {
+        let offset = self.position;
+        let Some(gnu) = header.as_gnu() else {
+            return Err(tar(
+                offset,
+                TarProblem::Sparse("the header is not in GNU's format"),
+            ));
+        };
+        let mut map = Vec::new();
+        let mut add = |parts: &[tar::GnuSparseHeader]| -> Result<()> {
+            for part in parts {
+                if part.offset[0] == 0 || part.numbytes[0] == 0 {
+                    break;
+                }
+                map.push((
+                    unsigned("a sparse offset", &part.offset, offset)?,
+                    unsigned("a sparse length", &part.numbytes, offset)?,
+                ));
+            }
+            Ok(())
+        };
+        add(&gnu.sparse)?;
+        let mut more = gnu.isextended[0] == 1;
+        let mut read = 0;
+        while more {
+            let mut block = tar::GnuExtSparseHeader::new();
+            read += BLOCK;
+            if read > self.extension_bytes {
+                return Err(self.extension_limit(read));
+            }
+            // These blocks are not part of the contents that the header counts.
+            let n = self.read_up_to(block.as_mut_bytes())?;
+            if n as u64 != BLOCK {
+                return Err(tar(self.position, TarProblem::Truncated));
+            }
+            add(&block.sparse)?;
+            more = block.isextended[0] == 1;
+        }
+        entry.size = unsigned("the real size", &gnu.realsize, offset)?;
+        entry.sparse = Some(map);
+        Ok(())
+    }
+
+    /// The three sparse formats in PAX records; in the last one the map precedes the contents.
+    fn pax_sparse(
+        &mut self,
+        sparse: SparseRecords,
+        entry: &mut TarEntry,
+        offset: u64,
+    ) -> Result<()> {
+        let fail = |problem| tar(offset, TarProblem::Sparse(problem));
+        if let Some(name) = sparse.name {
+            entry.path = name;
+        }
+        entry.size = sparse
+            .real_size
+            .ok_or_else(|| fail("the real size is missing"))?;
+        if sparse.version != (1, 0) {
+            entry.sparse = Some(sparse.map);
+            return Ok(());
+        }
+        let mut read = 0;
+        let mut block = [0u8; 512];
+        let mut at = block.len();
+        let mut numbers: Vec<u64> = Vec::new();
+        let mut wanted = 1;
+        while numbers.len() < wanted {
+            let mut value: u64 = 0;
+            let mut digits = 0;
+            loop {
+                if at == block.len() {
+                    read += BLOCK;
+                    if read > self.extension_bytes {
+                        return Err(self.extension_limit(read));
+                    }
+                    if self.remaining < BLOCK {
+                        return Err(fail("it is longer than the entry"));
+                    }
+                    self.read_exact(&mut block)?;
+                    self.remaining -= BLOCK;
+                    at = 0;
+                }
+                let byte = block[at];
+                at += 1;
+                match byte {
+                    b'0'..=b'9' => {
+                        value = value
+                            .checked_mul(10)
+                            .and_then(|value| value.checked_add(u64::from(byte - b'0')))
+                            .ok_or_else(|| fail("a number is too large"))?;
+                        digits += 1;
+                    }
+                    b'\n' if digits > 0 => break,
+                    _ => return Err(fail("there is something else than numbers")),
+                }
+            }
+            if numbers.is_empty() {
+                // A number takes two bytes at least, so the cap on bytes caps this too.
+                wanted = usize::try_from(value)
+                    .ok()
+                    .and_then(|count| count.checked_mul(2)?.checked_add(1))
+                    .ok_or_else(|| fail("a number is too large"))?;
+            }
+            numbers.push(value);
+        }
+        entry.sparse = Some(
+            numbers[1..]
+                .chunks_exact(2)
+                .map(|pair| (pair[0], pair[1]))
+                .collect(),
+        );
+        Ok(())
+    }
+
+    /// The next bytes of the entry's stored contents; empty at their end. [`consume_data`](TarReader::consume_data)
+    /// takes them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tar`] when the archive ends too early, and whatever the stream reports.
+    pub fn fill_data(&mut self) -> Result<&[u8]> {
+        if self.remaining == 0 {
+            return Ok(&[]);
+        }
+        let position = self.position;
+        // A stream may be interrupted, and must then be asked again.
+        loop {
+            match self.inner.fill_buf() {
+                Ok(_) => break,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(stream(error)),
+            }
+        }
+        let available = self.inner.fill_buf().map_err(stream)?;
+        if available.is_empty() {
+            return Err(tar(position, TarProblem::Truncated));
+        }
+        let most = usize::try_from(self.remaining).unwrap_or(usize::MAX);
+        Ok(&available[..available.len().min(most)])
+    }
+
+    /// Marks `n` of the bytes that [`fill_data`](TarReader::fill_data) returned as read.
+    pub fn consume_data(&mut self, n: usize) {
+        let n = n.min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        self.inner.consume(n);
+        self.position += n as u64;
+        self.remaining -= n as u64;
+    }
+
+    fn read_up_to(&mut self, buf: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            match self.inner.read(&mut buf[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(stream(error)),
+            }
+        }
+        self.position += filled as u64;
+        Ok(filled)
+    }
+
+    fn read_exact(&mut self, buf: &mut [u8]) -> Result<()> {
+        if self.read_up_to(buf)? < buf.len() {
+            return Err(tar(self.position, TarProblem::Truncated));
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, mut n: u64) -> Result<()> {
+        while n > 0 {
+            let available = match self.inner.fill_buf() {
+                Ok(available) => available.len() as u64,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(stream(error)),
+            };
+            if available == 0 {
+                return Err(tar(self.position, TarProblem::Truncated));
+            }
+            let step = available.min(n);
+            // `step` fits: it is at most a buffer's length.
+            self.inner
+                .consume(usize::try_from(step).unwrap_or(usize::MAX));
+            self.position += step;
+            n -= step;
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read + Seek> TarReader<std::io::BufReader<R>> {
+    /// Like [`next_entry`](TarReader::next_entry), but moves over contents instead of reading them. An end that is
+    /// missing is noticed by whoever compares [`position`](TarReader::position) with the file's length.
+    pub(crate) fn next_entry_by_seeking(&mut self) -> Result<Option<TarEntry>> {
+        let rest = self.remaining.saturating_add(self.padding);
+        if rest > 0 {
+            let step =
+                i64::try_from(rest).map_err(|_| tar(self.position, TarProblem::Truncated))?;
+            self.inner.seek_relative(step).map_err(stream)?;
+            self.position = self.position.saturating_add(rest);
+        }
+        self.next_after_skip()
+    }
+}
+
+impl<R: BufRead> Read for TarReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let available = self.fill_data().map_err(Error::into_io)?;
+        let n = available.len().min(buf.len());
+        buf[..n].copy_from_slice(&available[..n]);
+        self.consume_data(n);
+        Ok(n)
+    }
+}
+
+/// The PAX records that make a file sparse.
+#[derive(Default)]
+struct SparseRecords {
+    version: (u64, u64),
+    seen: bool,
+    real_size: Option<u64>,
+    name: Option<Vec<u8>>,
+    map: Vec<(u64, u64)>,
+    half: Option<u64>,
+}
+
+impl SparseRecords {
+    fn is_sparse(&self) -> bool {
+        self.seen
+    }
+}
+
+fn apply(
+    record: &Record,
+    entry: &mut TarEntry,
+    stored: &mut u64,
+    sparse: &mut SparseRecords,
+    has_long: bool,
+) -> Result<(), TarProblem> {
+    let value = record.value.as_slice();
+    let decimal = |field: &'static str| {
+        std::str::from_utf8(value)
+            .ok()
+            .filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|text| text.parse::<u64>().ok())
+            .ok_or_else(|| TarProblem::Number {
+                field,
+                text: excerpt(&String::from_utf8_lossy(value)),
+            })
+    };
+    match record.key.as_slice() {
+        b"path" | b"linkpath" if has_long => {
+            return Err(TarProblem::Ambiguous(
+                "names in GNU's and in PAX's format for one entry",
+            ));
+        }
+        // An empty value takes a record back; the header's own field counts then.
+        _ if value.is_empty() && !record.key.starts_with(b"SCHILY.xattr.") => {}
+        b"path" => value.clone_into(&mut entry.path),
+        b"linkpath" => value.clone_into(&mut entry.link),
+        b"size" => {
+            *stored = decimal("the size")?;
+            if i64::try_from(*stored).is_err() {
+                return Err(TarProblem::Number {
+                    field: "the size",
+                    text: stored.to_string(),
+                });
+            }
+        }
+        b"uid" => entry.uid = decimal("the uid")?,
+        b"gid" => entry.gid = decimal("the gid")?,
+        b"mtime" => {
+            entry.mtime = time(value).ok_or_else(|| TarProblem::Number {
+                field: "the mtime",
+                text: excerpt(&String::from_utf8_lossy(value)),
+            })?;
+        }
+        b"GNU.sparse.major" => {
+            sparse.version.0 = decimal("the sparse version")?;
+            sparse.seen = true;
+        }
+        b"GNU.sparse.minor" => sparse.version.1 = decimal("the sparse version")?,
+        b"GNU.sparse.name" => sparse.name = Some(value.to_vec()),
+        b"GNU.sparse.size" | b"GNU.sparse.realsize" => {
+            sparse.real_size = Some(decimal("the real size")?);
+            sparse.seen = true;
+        }
+        b"GNU.sparse.offset" => {
+            if sparse.half.replace(decimal("a sparse offset")?).is_some() {
+                return Err(TarProblem::Sparse("an offset has no length"));
+            }
+        }
+        b"GNU.sparse.numbytes" => {
+            let offset = sparse
+                .half
+                .take()
+                .ok_or(TarProblem::Sparse("a length has no offset"))?;
+            sparse.map.push((offset, decimal("a sparse length")?));
+        }
+        b"GNU.sparse.map" => {
+            sparse.map = sparse_list(value)
+                .ok_or(TarProblem::Sparse("the list of parts is no list of pairs"))?;
+        }
+        key => {
+            if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                if name.is_empty() || name.contains(&0) {
+                    return Err(TarProblem::Pax("an extended attribute has no usable name"));
+                }
+                entry.xattrs.retain(|(known, _)| known != name);
+                entry.xattrs.push((name.to_vec(), value.to_vec()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sparse_list(value: &[u8]) -> Option<Vec<(u64, u64)>> {
+    let numbers = std::str::from_utf8(value)
+        .ok()?
+        .split(',')
+        .map(|text| text.parse::<u64>().ok())
+        .collect::<Option<Vec<_>>>()?;
+    numbers.len().is_multiple_of(2).then(|| {
+        numbers
+            .chunks_exact(2)
+            .map(|pair| (pair[0], pair[1]))
+            .collect()
+    })
+}
+
+/// The parts must be in order, within the file, and together as long as what is stored.
+fn check_map(map: &[(u64, u64)], size: u64, stored: u64) -> Result<(), TarProblem> {
+    let mut end = 0u64;
+    let mut total = 0u64;
+    for &(offset, length) in map {
+        if offset < end {
+            return Err(TarProblem::Sparse("parts overlap or are out of order"));
+        }
+        end = offset
+            .checked_add(length)
+            .filter(|&end| end <= size)
+            .ok_or(TarProblem::Sparse("a part lies beyond the end of the file"))?;
+        total += length;
+    }
+    if total != stored {
+        return Err(TarProblem::Sparse(
+            "the parts are not as long as the contents",
+        ));
+    }
+    Ok(())
+}
+
+/// `seconds[.fraction]`, possibly negative; digits beyond nanoseconds are cut.
+fn time(value: &[u8]) -> Option<(i64, u32)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let negative = whole.starts_with('-');
+    let digits = whole.strip_prefix('-').unwrap_or(whole);
+    if digits.is_empty()
+        || !digits
+            .bytes()
+            .chain(fraction.bytes())
+            .all(|b| b.is_ascii_digit())
+    {
+        return None;
+    }
+    let seconds: i64 = whole.parse().ok()?;
+    let mut nanos = 0u32;
+    for i in 0..9 {
+        let digit = fraction
+            .as_bytes()
+            .get(i)
+            .map_or(0, |b| u32::from(b - b'0'));
+        nanos = nanos * 10 + digit;
+    }
+    if negative && nanos > 0 {
+        // -1.25 is 0.75 after -2.
+        return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos));
+    }
+    Some((seconds, nanos))
+}
+
+fn tar(offset: u64, problem: TarProblem) -> Error {
+    Error::Tar { offset, problem }
+}
+
+fn stream(error: std::io::Error) -> Error {
+    Error::from_io(error, |source| Error::Stream {
+        operation: "read the archive",
+        source,
+    })
+}
+
+fn padding(size: u64) -> u64 {
+    (BLOCK - size % BLOCK) % BLOCK
+}
+
+fn size(header: &tar::Header, offset: u64) -> Result<u64> {
+    unsigned("the size", &header.as_old().size, offset)
+}
+
+fn unsigned(field: &'static str, bytes: &[u8], offset: u64) -> Result<u64> {
+    let value = number(field, bytes, offset)?;
+    u64::try_from(value).map_err(|_| {
+        tar(
+            offset,
+            TarProblem::Number {
+                field,
+                text: value.to_string(),
+            },
+        )
+    })
+}
+
+/// A number in octal digits, or in GNU's base-256 form with the first bit set.
+fn number(field: &'static str, bytes: &[u8], offset: u64) -> Result<i64> {
+    let wrong = || {
+        tar(
+            offset,
+            TarProblem::Number {
+                field,
+                text: excerpt(&String::from_utf8_lossy(bytes)),
+            },
+        )
+    };
+    match bytes.first() {
+        Some(&first) if first & 0x80 != 0 => {
+            // Two's complement over all bits but the first. A number that needs the first byte fits no field.
+            let negative = match first {
+                0x80 => false,
+                0xff => true,
+                _ => return Err(wrong()),
+            };
+            let mut value: i64 = if negative { -1 } else { 0 };
+            for &byte in &bytes[1..] {
+                value = value.checked_mul(256).ok_or_else(wrong)?;
+                value |= i64::from(byte);
+            }
+            Ok(value)
+        }
+        _ => {
+            let digits = until_zero(bytes).trim_ascii();
+            // An empty field is zero, as everywhere.
+            let mut value: i64 = 0;
+            for digit in digits {
+                if !(b'0'..=b'7').contains(digit) {
+                    return Err(wrong());
+                }
+                value = value
+                    .checked_mul(8)
+                    .and_then(|value| value.checked_add(i64::from(digit - b'0')))
+                    .ok_or_else(wrong)?;
+            }
+            Ok(value)
+        }
+    }
+}
+
+fn until_zero(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    &bytes[..end]
+}
+
+/// The name in the header itself; POSIX's format has a prefix for it.
+fn name_of(header: &tar::Header) -> Vec<u8> {
+    let name = until_zero(&header.as_old().name);
+    if let Some(ustar) = header.as_ustar() {
+        let prefix = until_zero(&ustar.prefix);
+        if !prefix.is_empty() {
+            return [prefix, b"/", name].concat();
+        }
+    }
+    name.to_vec()
+}
+
+fn device_fields(header: &tar::Header) -> Option<(&[u8], &[u8])> {
+    if let Some(ustar) = header.as_ustar() {
+        return Some((&ustar.dev_major, &ustar.dev_minor));
+    }
+    header
+        .as_gnu()
+        .map(|gnu| (gnu.dev_major.as_slice(), gnu.dev_minor.as_slice()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_both_forms() {
+        assert_eq!(number("x", b"0000644\0", 0).unwrap(), 0o644);
+        assert_eq!(number("x", b"    644 ", 0).unwrap(), 0o644);
+        assert_eq!(number("x", b"\0\0\0\0", 0).unwrap(), 0);
+        assert_eq!(number("x", b"77777777777", 0).unwrap(), 0o77_777_777_777);
+        assert_eq!(number("x", &[0x80, 0, 0, 0, 0, 0, 1, 0], 0).unwrap(), 256);
+        assert_eq!(number("x", &[0xff; 12], 0).unwrap(), -1);
+        assert_eq!(
+            number(
+                "x",
+                &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0],
+                0
+            )
+            .unwrap(),
+            -(1 << 32)
+        );
+        assert!(number("x", b"0000698\0", 0).is_err());
+        assert!(number("x", b"-1\0", 0).is_err());
+        assert!(number("x", &[0xbf; 12], 0).is_err());
+        assert!(unsigned("x", &[0xff; 12], 0).is_err());
+    }
+
+    #[test]
+    fn times_with_fractions() {
+        assert_eq!(time(b"12"), Some((12, 0)));
+        assert_eq!(time(b"12.5"), Some((12, 500_000_000)));
+        assert_eq!(time(b"12.1234567899"), Some((12, 123_456_789)));
+        assert_eq!(time(b"-1.25"), Some((-2, 750_000_000)));
+        assert_eq!(time(b"-0.25"), Some((-1, 750_000_000)));
+        for bad in [&b""[..], b"-", b".5", b"1.-5", b"1e3", b" 1", b"+1"] {
+            assert_eq!(time(bad), None);
+        }
+    }
+
+    #[test]
+    fn maps_of_sparse_files_are_checked() {
+        assert!(check_map(&[(0, 10), (20, 5), (30, 0)], 30, 15).is_ok());
+        assert!(check_map(&[(20, 5), (0, 10)], 30, 15).is_err());
+        assert!(check_map(&[(0, 10), (5, 10)], 30, 20).is_err());
+        assert!(check_map(&[(0, 31)], 30, 31).is_err());
+        assert!(check_map(&[(u64::MAX, 2)], u64::MAX, 2).is_err());
+        assert!(check_map(&[(0, 10)], 30, 11).is_err());
+    }
+}

@@ -1,0 +1,233 @@
+//! Other tools read what this crate writes, and the reverse.
+
+mod common;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use common::Arena;
+use oci_image::{
+    Compression, Entry, ImageBuilder, LayoutWriter, PackOptions, Platform, Source, SourceKind,
+    UnpackOptions, Whiteouts, open,
+};
+
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// An image of two layers, the second compressed by `second`.
+fn write_layout(path: &Path, second: Compression) -> String {
+    let mut layout = LayoutWriter::open(path).unwrap();
+    let mut image = ImageBuilder::new(&Platform::host()).created(0);
+    let first = [
+        Entry::directory("bin", 0o755),
+        Entry::file("bin/tool", 0o4755, vec![7; 70_000]),
+        Entry::symlink("sbin", "bin"),
+        Entry::file(format!("long/{}", "n".repeat(200)), 0o644, "long"),
+    ];
+    let motd = [Entry::file("etc/motd", 0o600, "hello\n")];
+    for (number, entries) in [Vec::from(first), Vec::from(motd)].into_iter().enumerate() {
+        let compression = if number == 0 {
+            Compression::Gzip
+        } else {
+            second
+        };
+        let options = PackOptions::new().compression(compression);
+        let layer = layout.layer(entries.into_iter().map(Ok), &options).unwrap();
+        image = image.layer(layer, "test");
+    }
+    let image = image.cmd(["/bin/tool"]).env("PATH", "/bin");
+    layout
+        .image(Some("latest"), image)
+        .unwrap()
+        .digest()
+        .to_string()
+}
+
+fn assert_is_ours(image: &oci_image::Image) {
+    let arena = Arena::new();
+    image
+        .unpack_flat(
+            File::open(arena.root()).unwrap(),
+            &UnpackOptions::new(Whiteouts::Apply),
+        )
+        .unwrap();
+    let root = arena.root();
+    assert_eq!(fs::read(root.join("bin/tool")).unwrap(), vec![7; 70_000]);
+    assert_eq!(fs::read(root.join("etc/motd")).unwrap(), b"hello\n");
+    assert_eq!(fs::read_link(root.join("sbin")).unwrap(), Path::new("bin"));
+    assert_eq!(image.process(&[]).unwrap().args, ["/bin/tool"]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn skopeo_reads_and_writes_all_forms() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    let digest = write_layout(&ours, Compression::Gzip);
+    let oci = format!("oci:{}:latest", ours.display());
+    let skopeo = |args: &[&str]| {
+        run(Command::new("skopeo")
+            .arg("--insecure-policy")
+            .arg("--tmpdir")
+            .arg(dir.path())
+            .args(args))
+    };
+    let inspected: serde_json::Value = serde_json::from_str(&skopeo(&["inspect", &oci])).unwrap();
+    assert_eq!(inspected["Digest"], digest.as_str());
+    assert_eq!(inspected["Layers"].as_array().unwrap().len(), 2);
+    for (form, suffix, kind) in [
+        ("oci", ":x", SourceKind::OciLayout),
+        ("oci-archive", ":x", SourceKind::OciArchive),
+        ("docker-archive", ":example/x:1", SourceKind::DockerArchive),
+    ] {
+        let path = dir.path().join(form);
+        skopeo(&["copy", &oci, &format!("{form}:{}{suffix}", path.display())]);
+        let source = Source::open(&path).unwrap();
+        assert_eq!(source.kind(), kind);
+        // skopeo puts the registry before the names of Docker's form.
+        assert!(
+            source.names()[0].ends_with(&suffix[1..]),
+            "{:?}",
+            source.names()
+        );
+        let image = open(format!("{}{suffix}", path.display())).unwrap();
+        assert_is_ours(&image);
+        if kind != SourceKind::DockerArchive {
+            assert_eq!(image.manifest().digest().to_string(), digest);
+        }
+    }
+    // Of the forms only OCI's have zstd.
+    let zstd = dir.path().join("zstd");
+    let digest = write_layout(&zstd, Compression::Zstd);
+    let copied = dir.path().join("copied");
+    skopeo(&[
+        "copy",
+        &format!("oci:{}:latest", zstd.display()),
+        &format!("oci:{}:x", copied.display()),
+    ]);
+    let image = open(&copied).unwrap();
+    assert_eq!(image.manifest().digest().to_string(), digest);
+    assert_is_ours(&image);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn umoci_reads_and_changes_what_we_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    write_layout(&ours, Compression::None);
+    let image = format!("{}:latest", ours.display());
+    let bundle = dir.path().join("bundle");
+    run(Command::new("umoci")
+        .args(["unpack", "--image", &image])
+        .arg(&bundle));
+    let rootfs = bundle.join("rootfs");
+    assert_eq!(fs::read(rootfs.join("etc/motd")).unwrap(), b"hello\n");
+    fs::remove_file(rootfs.join("etc/motd")).unwrap();
+    fs::write(rootfs.join("added"), "by umoci").unwrap();
+    run(Command::new("umoci")
+        .args(["repack", "--image", &format!("{}:changed", ours.display())])
+        .arg(&bundle));
+    let changed = open(format!("{}:changed", ours.display())).unwrap();
+    assert_eq!(changed.layers().len(), 3);
+    let arena = Arena::new();
+    changed
+        .unpack_flat(
+            File::open(arena.root()).unwrap(),
+            &UnpackOptions::new(Whiteouts::Apply),
+        )
+        .unwrap();
+    assert_eq!(fs::read(arena.root().join("added")).unwrap(), b"by umoci");
+    assert!(!arena.root().join("etc/motd").exists());
+    assert!(arena.root().join("bin/tool").exists());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn buildah_makes_images_that_we_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let buildah = |args: &[&str]| {
+        run(Command::new("buildah")
+            .args(["--storage-driver", "vfs", "--root"])
+            .arg(dir.path().join("root"))
+            .arg("--runroot")
+            .arg(dir.path().join("run"))
+            .args(args)
+            .env("TMPDIR", dir.path()))
+        .trim()
+        .to_owned()
+    };
+    let file = dir.path().join("motd");
+    fs::write(&file, "from buildah\n").unwrap();
+    let container = buildah(&["from", "scratch"]);
+    buildah(&["copy", &container, file.to_str().unwrap(), "/etc/motd"]);
+    buildah(&[
+        "config",
+        "--entrypoint",
+        r#"["/bin/cat"]"#,
+        "--cmd",
+        "/etc/motd",
+        "--user",
+        "7:8",
+        &container,
+    ]);
+    for (format, transport, suffix) in [
+        ("oci", "oci-archive", ""),
+        ("docker", "docker-archive", ":b:1"),
+        ("oci", "oci", ":b"),
+    ] {
+        let path = dir.path().join(format!("{transport}-out"));
+        let target = format!("{transport}:{}{suffix}", path.display());
+        buildah(&["commit", "--quiet", "--format", format, &container, &target]);
+        let image = open(format!("{}{suffix}", path.display())).unwrap();
+        let process = image.process(&[]).unwrap();
+        assert_eq!(process.args, ["/bin/cat", "/etc/motd"], "{target}");
+        assert_eq!(process.user, "7:8".parse().unwrap());
+        let arena = Arena::new();
+        image
+            .unpack_flat(
+                File::open(arena.root()).unwrap(),
+                &UnpackOptions::new(Whiteouts::Apply),
+            )
+            .unwrap();
+        assert_eq!(
+            fs::read(arena.root().join("etc/motd")).unwrap(),
+            b"from buildah\n"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn skopeo_reads_what_we_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    write_layout(&ours, Compression::Gzip);
+    let image = open(&ours).unwrap();
+    for (form, name) in [
+        ("oci", ":x"),
+        ("oci-archive", ":x"),
+        ("docker-archive", ":example/x:1"),
+    ] {
+        let target = format!("{form}:{}{name}", dir.path().join(form).display());
+        oci_image::copy(&image, &target.parse().unwrap()).unwrap();
+        let back = dir.path().join(format!("{form}-back"));
+        run(Command::new("skopeo")
+            .args(["--insecure-policy", "--tmpdir"])
+            .arg(dir.path())
+            .args(["copy", &target])
+            .arg(format!("oci:{}:y", back.display())));
+        assert_is_ours(&open(&back).unwrap());
+    }
+}
