@@ -1,0 +1,133 @@
+//! Bundles for tests, and what runtimes make of them.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The runtime under test.
+pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_cofferdam-runtime");
+
+/// A bundle with busybox, removed when dropped.
+pub(crate) struct Bundle {
+    directory: TempDir,
+    pub(crate) config: Value,
+}
+
+impl Bundle {
+    /// A bundle with the configuration that `spec` writes, running `args`.
+    pub(crate) fn new(args: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let written = Command::new(OURS)
+            .args(["spec", "--bundle"])
+            .arg(directory.path())
+            .status()
+            .unwrap();
+        assert!(written.success());
+        let text = fs::read_to_string(directory.path().join("config.json")).unwrap();
+        let mut bundle = Self {
+            directory,
+            config: serde_json::from_str(&text).unwrap(),
+        };
+        bundle.set("/process/args", json!(args));
+        bundle.make_rootfs();
+        bundle
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.path().join("rootfs")
+    }
+
+    fn make_rootfs(&self) {
+        // mkdtemp makes it for its owner alone; a user inside is another one.
+        fs::set_permissions(self.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let root = self.rootfs();
+        for name in ["bin", "etc", "proc", "sys", "dev", "tmp", "home/web"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox"))
+            .expect("a static busybox at /bin/busybox; install busybox-static");
+        for name in [
+            "sh", "cat", "echo", "id", "grep", "hostname", "ls", "sort", "env", "pwd", "stat",
+            "touch", "mount", "sleep", "kill", "umask", "cut", "wc", "tr", "sed", "awk",
+            "readlink", "true", "head", "dd",
+        ] {
+            symlink("busybox", root.join("bin").join(name)).unwrap();
+        }
+        fs::write(
+            root.join("etc/passwd"),
+            "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n",
+        )
+        .unwrap();
+        fs::write(root.join("etc/secret"), "a secret\n").unwrap();
+    }
+
+    /// Replaces the value at a JSON pointer; the last part may be new.
+    pub(crate) fn set(&mut self, pointer: &str, value: Value) -> &mut Self {
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        let parent = self.config.pointer_mut(parent).unwrap();
+        match parent {
+            Value::Object(object) => {
+                object.insert(key.to_owned(), value);
+            }
+            Value::Array(array) if key == "-" => array.push(value),
+            Value::Array(array) => array[key.parse::<usize>().unwrap()] = value,
+            other => panic!("{other} has no {key}"),
+        }
+        self
+    }
+
+    /// Writes config.json.
+    pub(crate) fn write(&self) {
+        let text = serde_json::to_string_pretty(&self.config).unwrap();
+        fs::write(self.path().join("config.json"), text).unwrap();
+    }
+
+    /// `runtime run` of the bundle, to be spawned.
+    pub(crate) fn command(&self, runtime: &str, id: &str) -> Command {
+        self.write();
+        let mut command = Command::new(runtime);
+        if runtime == "runc" {
+            // Its state is the bundle's: nothing of it stays, whatever the test comes to.
+            command.arg("--root").arg(self.path().join("state"));
+        }
+        command
+            .args(["run", "--bundle"])
+            .arg(self.path())
+            .arg(id)
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run_with(&self, runtime: &str) -> Output {
+        let output = self.command(runtime, &unique()).output();
+        output.unwrap_or_else(|error| panic!("{runtime}: {error}; is it installed?"))
+    }
+
+    pub(crate) fn run(&self) -> Output {
+        self.run_with(OURS)
+    }
+}
+
+/// A name for a container that no other test has.
+pub(crate) fn unique() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("cofferdam-test-{}-{number}", std::process::id())
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

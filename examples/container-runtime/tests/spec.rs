@@ -1,0 +1,196 @@
+//! What needs no container: `spec`, `features`, `--version`, and what is refused.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use common::{Bundle, OURS, stderr, stdout};
+use serde_json::{Value, json};
+
+fn ours(args: &[&str]) -> Output {
+    Command::new(OURS).args(args).output().unwrap()
+}
+
+/// What `run` says of a configuration that it refuses.
+fn refusal(change: impl FnOnce(&mut Bundle)) -> String {
+    let mut bundle = Bundle::new(&["/bin/true"]);
+    change(&mut bundle);
+    let output = bundle.run();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let message = stderr(&output);
+    let errors: Vec<&str> = message
+        .lines()
+        .filter(|line| !line.contains("warning"))
+        .collect();
+    assert_eq!(errors.len(), 1, "one line: {message}");
+    errors[0].to_owned()
+}
+
+#[test]
+fn spec_writes_a_configuration_and_never_over_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let bundle = directory.path().to_str().unwrap();
+    assert!(ours(&["spec", "--bundle", bundle]).status.success());
+    let path = directory.path().join("config.json");
+    let config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(config["process"]["args"], json!(["sh"]));
+
+    fs::write(&path, "mine").unwrap();
+    let again = ours(&["spec", "--bundle", bundle]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(
+        stderr(&again).contains("is not overwritten"),
+        "{}",
+        stderr(&again)
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+
+    let nowhere = ours(&["spec", "--bundle", "/nonexistent"]);
+    assert!(stderr(&nowhere).contains("/nonexistent/config.json"));
+}
+
+#[test]
+fn the_version_is_told_as_engines_read_it() {
+    let output = ours(&["--version"]);
+    let text = stdout(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("cofferdam-runtime version "), "{text}");
+    assert!(lines[1].starts_with("spec: 1."), "{text}");
+}
+
+#[test]
+fn features_are_told_as_json() {
+    let features: Value = serde_json::from_str(&stdout(&ours(&["features"]))).unwrap();
+    assert_eq!(features["ociVersionMin"], "1.0.0");
+    assert_eq!(features["linux"]["seccomp"]["enabled"], false);
+    let options = features["mountOptions"].as_array().unwrap();
+    assert!(options.contains(&json!("rbind")) && options.contains(&json!("rro")));
+}
+
+#[test]
+fn what_cannot_be_honoured_is_refused_with_its_place() {
+    let cases = [
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
+            "linux.seccomp: ",
+        ),
+        (
+            "/linux/sysctl",
+            json!({"vm.swappiness": "0"}),
+            "linux.sysctl.vm.swappiness: ",
+        ),
+        (
+            "/hooks",
+            json!({"prestart": [{"path": "/bin/true"}]}),
+            "hooks: ",
+        ),
+        ("/process/terminal", json!(true), "process.terminal: "),
+        ("/process/args", json!([]), "process.args: "),
+        ("/process/args/0", json!(1), "process.args[0]: "),
+        ("/process/cwd", json!("relative"), "process.cwd: "),
+        ("/process/env/0", json!("NOTHING"), "process.env[0]: "),
+        (
+            "/process/noNewPrivilege",
+            json!(true),
+            "process.noNewPrivilege: ",
+        ),
+        (
+            "/process/rlimits/0/type",
+            json!("RLIMIT_ALL"),
+            "process.rlimits[0].type: ",
+        ),
+        (
+            "/process/user",
+            json!({"uid": "root"}),
+            "process.user.uid: ",
+        ),
+        (
+            "/mounts/0/options",
+            json!(["tmpcopyup"]),
+            "mounts[0].options[0]: ",
+        ),
+        ("/mounts/0/type", json!(""), "mounts[0].type: "),
+        (
+            "/mounts/-",
+            json!({"destination": "/mnt", "source": "/nonexistent", "options": ["bind"]}),
+            "mounts[7].source: ",
+        ),
+        (
+            "/linux/namespaces/0/type",
+            json!("network"),
+            "linux.namespaces[1].type: ",
+        ),
+        (
+            "/linux/namespaces/0/type",
+            json!("pids"),
+            "linux.namespaces[0].type: ",
+        ),
+        (
+            "/linux/rootfsPropagation",
+            json!("some"),
+            "linux.rootfsPropagation: ",
+        ),
+        ("/linux/cgroupsPath", json!("../x"), "linux.cgroupsPath: "),
+        (
+            "/linux/resources/unified",
+            json!({"memory.high": "1"}),
+            "linux.resources.unified: ",
+        ),
+        (
+            "/linux/resources/memory",
+            json!({"swap": 5}),
+            "linux.resources.memory.swap: ",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"cpus": "one"}),
+            "linux.resources.cpu.cpus: ",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"idle": 2}),
+            "linux.resources.cpu.idle: ",
+        ),
+        ("/ociVersion", json!("2.0.0"), "ociVersion: "),
+        ("/root/path", json!("nowhere"), "root.path: "),
+        ("/root/path", json!("config.json"), "root.path: "),
+    ];
+    for (pointer, value, place) in cases {
+        let message = refusal(|bundle| {
+            bundle.set(pointer, value);
+        });
+        assert!(
+            message.contains(&format!(" {place}")),
+            "{pointer}: {message}"
+        );
+    }
+}
+
+#[test]
+fn no_pivot_is_refused() {
+    let output = ours(&["run", "--no-pivot", "x"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--no-pivot is refused"));
+}
+
+#[test]
+fn a_bundle_without_a_configuration_is_told_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = ours(&["run", "--bundle", directory.path().to_str().unwrap(), "x"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("cofferdam-runtime spec"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_is_refused() {
+    for id in ["../x", "a/b", ".."] {
+        let output = ours(&["run", id]);
+        assert_eq!(output.status.code(), Some(1), "{id}");
+    }
+}

@@ -1,0 +1,140 @@
+//! What kind of file a guest is, and where it goes.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use kvm_vcpu::{
+    GuestMemory, Loaded, Mode as CpuMode, PAGE_SIZE, PageSize, PageTables, Region, load_elf64,
+    load_flat,
+};
+
+use crate::cli::Mode;
+use crate::error::Error;
+
+/// Where a boot sector is loaded, and so a flat guest in real mode.
+const REAL_LOAD: u16 = 0x7c00;
+/// Where a flat guest is loaded otherwise: just above what a PC's firmware uses.
+const FLAT_LOAD: u64 = 0x10_0000;
+
+/// Reads a guest's file, but never more than the guest's memory could hold.
+pub(crate) fn read(path: &Path, memory_mib: u64) -> Result<Vec<u8>, Error> {
+    let error = |source| Error::ReadKernel {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(error)?;
+    let too_big = |size| Error::KernelTooBig {
+        path: path.to_owned(),
+        size,
+        memory: memory_mib,
+    };
+    let limit = memory_mib << 20;
+    // An ELF file may be larger than what it loads, by symbols and debug information.
+    let limit = limit.saturating_mul(16).max(64 << 20);
+    let size = file.metadata().map_err(error)?.len();
+    if size > limit {
+        return Err(too_big(size));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(error)?;
+    if bytes.len() as u64 > limit {
+        return Err(too_big(bytes.len() as u64));
+    }
+    Ok(bytes)
+}
+
+/// Loads a guest and says how its CPU starts.
+pub(crate) fn load(
+    path: &Path,
+    bytes: &[u8],
+    mode: Mode,
+    memory: &GuestMemory,
+) -> Result<CpuMode, Error> {
+    let elf = bytes.starts_with(b"\x7fELF");
+    // The magic of Linux's boot protocol.
+    if bytes.get(0x202..0x206) == Some(b"HdrS") {
+        return Err(Error::BzImage {
+            path: path.to_owned(),
+        });
+    }
+    let mode = match mode {
+        Mode::Auto if elf => Mode::Long,
+        Mode::Auto => Mode::Real,
+        chosen => chosen,
+    };
+    if elf && mode == Mode::Real {
+        return Err(Error::ElfInRealMode {
+            path: path.to_owned(),
+        });
+    }
+    let flat_at = if mode == Mode::Real {
+        REAL_LOAD.into()
+    } else {
+        FLAT_LOAD
+    };
+    let loaded = if elf {
+        load_elf64(memory, bytes)
+    } else {
+        load_flat(memory, bytes, flat_at)
+    };
+    let loaded = loaded.map_err(|source| match source {
+        kvm_vcpu::Error::Image(kvm_vcpu::ImageProblem::TooBig { .. }) if !elf => {
+            Error::KernelTooBig {
+                path: path.to_owned(),
+                size: bytes.len() as u64,
+                memory: memory.size() >> 20,
+            }
+        }
+        source => Error::Load {
+            path: path.to_owned(),
+            source,
+        },
+    })?;
+    match mode {
+        Mode::Real | Mode::Auto => Ok(CpuMode::real(0, REAL_LOAD)),
+        Mode::Protected => {
+            let entry = u32::try_from(loaded.entry).map_err(|_| Error::EntryTooHigh {
+                path: path.to_owned(),
+                entry: loaded.entry,
+            })?;
+            let stack = top(path, bytes, 0, loaded, memory)?;
+            Ok(CpuMode::protected(entry).with_stack(stack))
+        }
+        Mode::Long => {
+            let end = memory.regions().last().map_or(0, |r| r.start() + r.len());
+            // At least the 4 GiB where devices are, too.
+            let mapped = end.max(4 << 30).next_multiple_of(PageSize::Huge.bytes());
+            // A root, one table for each 512 GiB, and one for each GiB.
+            let tables = 1 + mapped.div_ceil(1 << 39) + mapped.div_ceil(1 << 30);
+            let room = tables * PAGE_SIZE;
+            let base = top(path, bytes, room, loaded, memory)?;
+            let mut tables = PageTables::new(base, room);
+            tables.identity(mapped)?;
+            let root = tables.install(memory)?;
+            Ok(CpuMode::long(loaded.entry, root).with_stack(base))
+        }
+    }
+}
+
+/// Sets `room` bytes aside at the top of the memory below the hole; the stack grows down from there.
+fn top(
+    path: &Path,
+    bytes: &[u8],
+    room: u64,
+    loaded: Loaded,
+    memory: &GuestMemory,
+) -> Result<u64, Error> {
+    /// The least that a guest's stack gets.
+    const STACK: u64 = 4 * PAGE_SIZE;
+    let low_end = memory.regions().first().map_or(0, Region::len);
+    let base = low_end.checked_sub(room);
+    base.filter(|base| loaded.start >= low_end || loaded.end + STACK <= *base)
+        .ok_or_else(|| Error::KernelTooBig {
+            path: path.to_owned(),
+            size: bytes.len() as u64,
+            memory: memory.size() >> 20,
+        })
+}

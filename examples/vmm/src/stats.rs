@@ -1,0 +1,178 @@
+//! What a run cost, measured.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kvm_vcpu::{Exit, GuestMemory};
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// Time since the process started.
+///
+/// The kernel tells a process's start only to 10 ms; what it spent before `main` (exec and dynamic
+/// linking) is known exactly as CPU time, and is taken for the time it took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    main: Instant,
+    before_main: Duration,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self {
+            main: Instant::now(),
+            before_main: cpu_time(),
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.before_main + self.main.elapsed()
+    }
+}
+
+/// CPU time of this process so far, user and system.
+fn cpu_time() -> Duration {
+    let t = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(
+        t.tv_sec.try_into().unwrap_or(0),
+        t.tv_nsec.try_into().unwrap_or(0),
+    )
+}
+
+/// Collects the measurements of one run.
+#[derive(Debug)]
+pub(crate) struct Stats {
+    clock: Clock,
+    created: Option<Duration>,
+    first_output: Option<Duration>,
+    exits: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    mode: &'static str,
+    guest_memory_bytes: u64,
+    guest_resident_bytes: u64,
+    vmm_resident_bytes: u64,
+    process_start_to_first_run_us: Option<u64>,
+    process_start_to_first_output_us: Option<u64>,
+    total_us: u64,
+    cpu_us: u64,
+    exits_total: u64,
+    exits: BTreeMap<&'static str, u64>,
+}
+
+impl Stats {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            created: None,
+            first_output: None,
+            exits: BTreeMap::new(),
+        }
+    }
+
+    /// The vCPU is about to run for the first time.
+    pub(crate) fn first_run(&mut self) {
+        self.created = Some(self.clock.elapsed());
+    }
+
+    /// A byte of the guest's output has been written.
+    pub(crate) fn output(&mut self) {
+        if self.first_output.is_none() {
+            self.first_output = Some(self.clock.elapsed());
+        }
+    }
+
+    pub(crate) fn exit(&mut self, exit: &Exit) {
+        let name = match exit {
+            Exit::PortOut(_) => "port_out",
+            Exit::PortIn(_) => "port_in",
+            Exit::MmioWrite(_) => "mmio_write",
+            Exit::MmioRead(_) => "mmio_read",
+            Exit::Halt => "halt",
+            Exit::Shutdown => "shutdown",
+            Exit::TimedOut => "timed_out",
+            Exit::InternalError(_) => "internal_error",
+            Exit::Interrupted => "interrupted",
+            _ => "other",
+        };
+        *self.exits.entry(name).or_default() += 1;
+    }
+
+    /// Writes the report to a file, or to standard error when it is `-`.
+    pub(crate) fn write(
+        self,
+        to: &Path,
+        mode: &'static str,
+        memory: &GuestMemory,
+    ) -> Result<(), Error> {
+        // Measured before the report itself takes memory.
+        let resident = resident()?;
+        let guest_resident = memory.resident()?;
+        let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let report = Report {
+            mode,
+            guest_memory_bytes: memory.size(),
+            guest_resident_bytes: guest_resident,
+            vmm_resident_bytes: resident.saturating_sub(guest_resident),
+            process_start_to_first_run_us: self.created.map(us),
+            process_start_to_first_output_us: self.first_output.map(us),
+            total_us: us(self.clock.elapsed()),
+            cpu_us: us(cpu_time()),
+            exits_total: self.exits.values().sum(),
+            exits: self.exits,
+        };
+        let write_error = |source| Error::Write {
+            path: to.to_owned(),
+            source,
+        };
+        let mut text =
+            serde_json::to_string_pretty(&report).map_err(|e| write_error(io::Error::other(e)))?;
+        text.push('\n');
+        if to == Path::new("-") {
+            io::stderr().write_all(text.as_bytes()).map_err(write_error)
+        } else {
+            fs::write(to, text).map_err(write_error)
+        }
+    }
+}
+
+/// Bytes of memory that this process holds, the guest's included.
+fn resident() -> Result<u64, Error> {
+    const PATH: &str = "/proc/self/smaps_rollup";
+    let error = |source| Error::Measure { path: PATH, source };
+    let text = fs::read_to_string(PATH).map_err(error)?;
+    parse_rss(&text).ok_or_else(|| error(io::Error::other("it has no Rss line")))
+}
+
+fn parse_rss(smaps: &str) -> Option<u64> {
+    let line = smaps.lines().find_map(|l| l.strip_prefix("Rss:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resident_size_is_found() {
+        let smaps = "55d0-7ffe [rollup]\nRss:                1640 kB\nPss:   12 kB\n";
+        assert_eq!(parse_rss(smaps), Some(1640 * 1024));
+        assert_eq!(parse_rss("Pss: 3 kB"), None);
+        assert!(resident().unwrap() > 4096);
+    }
+
+    #[test]
+    fn the_clock_counts_from_before_main() {
+        let clock = Clock::start();
+        assert!(clock.elapsed() >= clock.before_main);
+        assert!(clock.before_main > Duration::ZERO);
+    }
+}
