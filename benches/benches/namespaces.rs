@@ -1,0 +1,158 @@
+//! Spawning `/bin/true` in namespaces, beside a floor in C, std's `Command` and `unshare`.
+//!
+//! Needs root, because it makes namespaces without a user namespace, and a C compiler.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use namespaces::{Command, Namespace, UserMapping};
+
+const PROGRAM: &str = "/bin/true";
+
+/// The namespaces of a bench, by how many they are.
+fn kinds(count: usize) -> Vec<Namespace> {
+    match count {
+        0 => Vec::new(),
+        1 => vec![Namespace::Uts],
+        5 => vec![
+            Namespace::Uts,
+            Namespace::Mount,
+            Namespace::Pid,
+            Namespace::Ipc,
+            Namespace::Net,
+        ],
+        _ => Namespace::ALL.to_vec(),
+    }
+}
+
+/// Compiles the floor.
+fn floor(directory: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c/spawn.c");
+    let program = directory.join("spawn");
+    let status = std::process::Command::new("cc")
+        .args(["-O2", "-o"])
+        .arg(&program)
+        .arg(source)
+        .status()
+        .expect("a C compiler (package gcc)");
+    assert!(status.success(), "the floor does not compile");
+    program
+}
+
+fn bench_floor(group: &mut BenchmarkGroup<'_, WallTime>, floor: &Path, count: usize) {
+    group.bench_function("c-floor", |bencher| {
+        bencher.iter_custom(|iterations| {
+            let output = std::process::Command::new(floor)
+                .args([count.to_string(), iterations.to_string()])
+                .output()
+                .expect("run the floor");
+            let text = String::from_utf8_lossy(&output.stdout);
+            let nanoseconds = text.trim().parse().expect("it needs root");
+            Duration::from_nanos(nanoseconds)
+        });
+    });
+}
+
+fn bench_ours(group: &mut BenchmarkGroup<'_, WallTime>, count: usize) {
+    group.bench_function("namespaces", |bencher| {
+        bencher.iter(|| {
+            let mut command = Command::new(PROGRAM);
+            command.env_clear().unshare(kinds(count));
+            if count == 8 {
+                command.user_namespace(UserMapping::CallerAsRoot);
+            }
+            let status = command.status().expect("spawn");
+            assert!(status.success());
+        });
+    });
+}
+
+fn bench_std(group: &mut BenchmarkGroup<'_, WallTime>) {
+    group.bench_function("std", |bencher| {
+        bencher.iter(|| {
+            let status = std::process::Command::new(PROGRAM)
+                .env_clear()
+                .status()
+                .expect("spawn");
+            assert!(status.success());
+        });
+    });
+}
+
+/// The command of util-linux, which itself is spawned by std.
+fn bench_unshare(group: &mut BenchmarkGroup<'_, WallTime>, options: &[&str]) {
+    group.bench_function("unshare", |bencher| {
+        bencher.iter(|| {
+            let status = std::process::Command::new("unshare")
+                .args(options)
+                .args(["--", PROGRAM])
+                .status()
+                .expect("unshare (package util-linux)");
+            assert!(status.success());
+        });
+    });
+}
+
+fn spawn(criterion: &mut Criterion) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let floor = floor(directory.path());
+    for count in [0, 1, 5, 8] {
+        let mut group = criterion.benchmark_group(format!("spawn-{count}-namespaces"));
+        bench_floor(&mut group, &floor, count);
+        bench_ours(&mut group, count);
+        match count {
+            0 => bench_std(&mut group),
+            1 => bench_unshare(&mut group, &["--uts"]),
+            5 => bench_unshare(
+                &mut group,
+                &["--uts", "--mount", "--fork", "--pid", "--ipc", "--net"],
+            ),
+            _ => bench_unshare(
+                &mut group,
+                &[
+                    "--uts",
+                    "--mount",
+                    "--fork",
+                    "--pid",
+                    "--ipc",
+                    "--net",
+                    "--cgroup",
+                    "--time",
+                    "--map-root-user",
+                ],
+            ),
+        }
+        group.finish();
+    }
+}
+
+/// A process whose page tables take long to copy.
+fn large_parent(criterion: &mut Criterion) {
+    const SIZE: usize = 4 << 30;
+    let memory = vec![1_u8; SIZE];
+    let mut group = criterion.benchmark_group("spawn-from-4-gib");
+    for count in [0, 5] {
+        group.bench_function(format!("namespaces-{count}"), |bencher| {
+            bencher.iter(|| {
+                let mut command = Command::new(PROGRAM);
+                command.env_clear().unshare(kinds(count));
+                assert!(command.status().expect("spawn").success());
+            });
+        });
+    }
+    bench_std(&mut group);
+    group.finish();
+    std::hint::black_box(&memory);
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3));
+    targets = spawn, large_parent
+}
+criterion_main!(benches);

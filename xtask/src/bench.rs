@@ -1,0 +1,69 @@
+//! `cargo xtask bench`: the libraries' benches, and the programs beside their peers.
+
+mod contender;
+mod peers;
+mod plot;
+
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::exec::{self, Interrupted};
+use crate::places;
+
+/// All benches together take minutes.
+const LIMIT: Duration = Duration::from_hours(2);
+
+/// Measure: the libraries' benches, or whole programs beside their peers
+///
+/// Without --peers, the criterion benches run; their reports are in target/criterion. With it,
+/// whole commands are run in turn, round by round: a C program that does the least there is to
+/// do, this project's programs, and those of others. Printed are medians and their ratios; they
+/// are in target/bench/peers.json and peers.svg too. Only ratios from one run mean something, and
+/// only on a machine that is otherwise idle.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run whole commands in turn with those of other projects and print the ratios
+    #[arg(long)]
+    peers: bool,
+    /// How many rounds of whole commands
+    #[arg(long, value_name = "N", default_value_t = 40, requires = "peers",
+        value_parser = clap::value_parser!(u32).range(3..=10_000))]
+    rounds: u32,
+    /// Only the benches whose names contain this
+    #[arg(conflicts_with = "peers")]
+    filter: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let result = if args.peers {
+        peers::run(args.rounds)
+    } else {
+        criterion(args.filter.as_deref())
+    };
+    match result {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.is::<Interrupted>() => {
+            eprintln!("interrupted");
+            Ok(ExitCode::from(130))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn criterion(filter: Option<&str>) -> Result<()> {
+    let mut command = Command::new(places::cargo());
+    command
+        .args(["bench", "--package", "benches", "--benches", "--"])
+        .args(filter)
+        .current_dir(places::workspace());
+    let ran = exec::run(command, LIMIT, exec::aloud)?;
+    if !ran.success() {
+        bail!(
+            "the benches failed ({}); what they said is above",
+            ran.end()
+        );
+    }
+    Ok(())
+}
