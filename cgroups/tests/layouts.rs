@@ -95,10 +95,11 @@ fn v1_alone() {
 #[ignore = "needs root"]
 fn in_a_cgroup_namespace() {
     if !is_inside() {
-        let prepare = "d=$(mktemp -d) && mount -t tmpfs none $d && mount -t cgroup2 none $d";
+        let dir = tempfile::tempdir().expect("made");
+        let prepare = format!("mount -t cgroup2 none '{}'", dir.path().display());
         let scratch = Scratch::new();
         let name = "in_a_cgroup_namespace";
-        return again(Some(&scratch), name, &["--cgroup"], prepare);
+        return again(Some(&scratch), name, &["--cgroup"], &prepare);
     }
     // The mount that shows this process goes before the one that shows more.
     let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
@@ -120,9 +121,13 @@ fn in_a_cgroup_namespace() {
 fn with_network_classes_on_v1() {
     if !is_inside() {
         // Where the controllers are mounted already, they can be mounted once more.
-        let prepare = "d=$(mktemp -d) && mount -t tmpfs none $d && mkdir $d/cls $d/prio \
-            && mount -t cgroup -o net_cls none $d/cls && mount -t cgroup -o net_prio none $d/prio";
-        return again(None, "with_network_classes_on_v1", &[], prepare);
+        let dir = tempfile::tempdir().expect("made");
+        let prepare = format!(
+            "cd '{}' && mkdir cls prio \
+             && mount -t cgroup -o net_cls none cls && mount -t cgroup -o net_prio none prio",
+            dir.path().display()
+        );
+        return again(None, "with_network_classes_on_v1", &[], &prepare);
     }
     let scratch = Scratch::new();
     assert_ne!(scratch.hierarchy().layout(), Layout::Unified);
