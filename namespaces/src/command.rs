@@ -1,6 +1,6 @@
 //! A program to be started, as data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -36,6 +36,7 @@ pub struct Command {
     pub(crate) stdout: Option<Stdio>,
     pub(crate) stderr: Option<Stdio>,
     pub(crate) fds: BTreeMap<RawFd, OwnedFd>,
+    pub(crate) kept: BTreeSet<RawFd>,
     pub(crate) new: Vec<Namespace>,
     pub(crate) joined: BTreeMap<Namespace, Join>,
     pub(crate) user_mapping: Option<UserMapping>,
@@ -107,6 +108,7 @@ impl Command {
             stdout: None,
             stderr: None,
             fds: BTreeMap::new(),
+            kept: BTreeSet::new(),
             new: Vec::new(),
             joined: BTreeMap::new(),
             user_mapping: None,
@@ -237,6 +239,13 @@ impl Command {
     /// of this process is closed in the program.
     pub fn fd(&mut self, number: RawFd, fd: impl Into<OwnedFd>) -> &mut Self {
         self.fds.insert(number, fd.into());
+        self
+    }
+
+    /// Leaves the descriptor `number` of this process, from 3 on, to the program as it is: for
+    /// programs that were themselves given descriptors by number, as by `sd_listen_fds(3)`.
+    pub fn keep_fd(&mut self, number: RawFd) -> &mut Self {
+        self.kept.insert(number);
         self
     }
 

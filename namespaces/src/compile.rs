@@ -252,7 +252,22 @@ fn check(command: &Command) -> Result<(), Error> {
             "it needs a network namespace; unshare Namespace::Net",
         );
     }
-    if command.fds.keys().any(|number| *number < 3) {
+    if command
+        .kept
+        .iter()
+        .any(|number| command.fds.contains_key(number))
+    {
+        return invalid(
+            "file descriptors",
+            "one number is both kept and given; choose one of the two",
+        );
+    }
+    if command
+        .fds
+        .keys()
+        .chain(&command.kept)
+        .any(|number| *number < 3)
+    {
         return invalid(
             "file descriptors",
             "numbers 0, 1 and 2 are set with stdin, stdout and stderr",
@@ -283,6 +298,9 @@ impl Fds {
             .fds
             .keys()
             .next_back()
+            .into_iter()
+            .chain(command.kept.iter().next_back())
+            .max()
             .map_or(3, |highest| highest.saturating_add(1));
         let mut fds = Self {
             floor,
@@ -290,6 +308,10 @@ impl Fds {
             held: Vec::new(),
             kept: vec![0, 1, 2],
         };
+        for number in &command.kept {
+            sys::is_inheritable(*number).map_err(Error::io("keep a file descriptor"))?;
+            fds.kept.push(*number);
+        }
         fds.channel = fds.take(channel)?;
         Ok(fds)
     }

@@ -554,6 +554,8 @@ fn pass(plan: &Plan, what: u8, fd: BorrowedFd<'_>) -> Result<(), Failure> {
 /// Waits until somebody lets the process through. The parent may leave meanwhile.
 fn gate(plan: &Plan, state: &State, fd: BorrowedFd<'_>) -> Result<(), Failure> {
     if state.until <= until::GATE {
+        // The parent is about to leave: what can be told now is told now.
+        find_program(plan)?;
         tell(plan, Record::Waiting { at: until::GATE })?;
     }
     let mut byte = [0_u8];
@@ -565,6 +567,28 @@ fn gate(plan: &Plan, state: &State, fd: BorrowedFd<'_>) -> Result<(), Failure> {
             Err(errno) => return Err(Failure::of(Call::Read)(errno)),
         }
     }
+}
+
+/// Fails as `execve` will when there is no program to be executed.
+fn find_program(plan: &Plan) -> Result<(), Failure> {
+    use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, statat};
+    let mut found = Errno::NOENT;
+    for program in &plan.programs {
+        let program = program.as_c_str();
+        let result = statat(CWD, program, AtFlags::empty()).and_then(|stat| {
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                return Err(Errno::ACCESS);
+            }
+            accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS)
+        });
+        match result {
+            // A seccomp filter of the program's may refuse to look; execve will tell.
+            Ok(()) | Err(Errno::NOSYS | Errno::PERM) => return Ok(()),
+            Err(Errno::ACCESS) => found = Errno::ACCESS,
+            Err(_) => {}
+        }
+    }
+    Err(Failure::of(Call::Execve)(found))
 }
 
 /// Executes the program; waits a little while it is open for writing. A file that this process

@@ -425,6 +425,21 @@ pub(crate) fn dup_above(fd: BorrowedFd<'_>, floor: RawFd) -> io::Result<OwnedFd>
     rustix::io::fcntl_dupfd_cloexec(fd, floor).map_err(Into::into)
 }
 
+/// Whether `number` is open and stays so across `execve`; an error tells that it does not.
+pub(crate) fn is_inheritable(number: RawFd) -> io::Result<()> {
+    // SAFETY: the call takes numbers and reads a flag; a number that is not open is `EBADF`.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::other(format!(
+            "descriptor {number} is this process's own (FD_CLOEXEC), it was not given to it"
+        )));
+    }
+    Ok(())
+}
+
 /// `setns` with an nsfs descriptor or a pidfd.
 pub(crate) fn setns(fd: BorrowedFd<'_>, kind: u32) -> Result<()> {
     // SAFETY: the call takes numbers; it changes the calling child only.

@@ -258,6 +258,68 @@ fn a_gate_lets_the_parent_leave() {
 }
 
 #[test]
+fn what_could_not_be_executed_is_told_before_the_gate() {
+    let (reader, _writer) = std::io::pipe().expect("a pipe");
+    let leave = |program: &str| {
+        let mut command = Command::new(program);
+        command.exec_gate(&reader);
+        command.start().expect("start").leave()
+    };
+    for missing in ["/no/such/program", "no-such-program"] {
+        let error = leave(missing).expect_err("missing");
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    }
+    for not_a_program in ["/etc/passwd", "/etc"] {
+        let error = leave(not_a_program).expect_err("no program");
+        assert!(matches!(error, Error::NotExecutable { .. }), "{error}");
+    }
+}
+
+#[test]
+fn descriptors_are_kept_by_number() {
+    // Those of this process are closed by execve, so a program is put between.
+    let script = "exec 7</etc/hostname 8<&-; exec \"$0\" --exact --ignored --nocapture keeps_seven";
+    let own = std::env::current_exe().expect("this program");
+    let output = std::process::Command::new("sh")
+        .args(["-c", script])
+        .arg(own)
+        .output()
+        .expect("sh");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+    let error = Command::new("true").keep_fd(963).spawn();
+    assert!(error.is_err(), "not open");
+    let file = fs::File::open("/etc/hostname").expect("open");
+    let number = std::os::fd::AsRawFd::as_raw_fd(&file);
+    let error = Command::new("true")
+        .keep_fd(number)
+        .spawn()
+        .expect_err("its own");
+    assert!(error.to_string().contains("FD_CLOEXEC"), "{error}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn keeps_seven() {
+    if !std::path::Path::new("/proc/self/fd/7").exists() {
+        // Run by itself: nothing to keep, which has to be told.
+        let error = Command::new("true").keep_fd(7).spawn();
+        assert!(error.is_err(), "not open");
+        return;
+    }
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "cat <&7; ls /proc/self/fd | wc -l"])
+        .keep_fd(7);
+    let hostname = fs::read_to_string("/etc/hostname").expect("read");
+    // 0, 1, 2, 7, and the directory.
+    assert_eq!(stdout(&mut command), format!("{hostname}5\n"));
+}
+
+#[test]
 fn devices_are_bound_without_privilege() {
     let rootfs = Rootfs::new();
     let mut command = container(
