@@ -33,18 +33,6 @@ use kernel::Kernel;
 use qemu::{Machine, Qemu};
 use wire::{Frame, Start};
 
-/// What the initramfs inserts: the way to the host's files, to this program, and KVM.
-const KERNEL_MODULES: [&str; 8] = [
-    "virtio_pci",
-    "virtio_console",
-    "virtio_rng",
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-    "ccp",
-    "kvm_amd",
-];
-
 /// A lab that has not come up by then never will; a loaded machine may well take a minute.
 const BOOT_LIMIT: Duration = Duration::from_mins(5);
 
@@ -385,7 +373,7 @@ impl Lab {
             read.with_context(|| format!("cannot read {}", busybox.display()))?,
         );
         let mut order = String::new();
-        for (name, module) in kernel.modules(&KERNEL_MODULES)? {
+        for (name, module) in kernel.modules()? {
             order = order + &name + "\n";
             archive.file(&format!("modules/{name}.ko"), module);
         }

@@ -14,9 +14,21 @@ use crate::tools::{self, Tool};
 const BOOT: &str = "/boot";
 const MODULES: &str = "/lib/modules";
 
+/// What the initramfs inserts: the way to the host's files, to this program, and KVM.
+const NEEDED: [&str; 8] = [
+    "virtio_pci",
+    "virtio_console",
+    "virtio_rng",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "ccp",
+    "kvm_amd",
+];
+
 /// Debian's kernel, as something that a command may need.
 pub(crate) const PACKAGE: Tool = Tool {
-    name: "a kernel under /boot with its modules",
+    name: "a kernel under /boot with the modules that the lab needs",
     package: "linux-image-amd64",
     why: "boot the lab",
     present: Some(|| newest(Path::new(BOOT), Path::new(MODULES)).is_some()),
@@ -31,11 +43,11 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The newest kernel under /boot that has its modules.
+    /// The newest kernel under /boot that has the modules that the lab needs.
     pub(crate) fn installed() -> Result<Kernel> {
         tools::require(&[PACKAGE])?;
         let image = newest(Path::new(BOOT), Path::new(MODULES))
-            .context("no kernel under /boot has its modules under /lib/modules")?;
+            .context("no kernel under /boot has the modules that the lab needs")?;
         Kernel::at(&image)
     }
 
@@ -75,22 +87,16 @@ impl Kernel {
         })
     }
 
-    /// The modules named, each after those it depends on, with their content uncompressed. What
-    /// is built into the kernel is left out.
-    pub(crate) fn modules(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
-        let list = |name: &str| {
-            let path = self.modules.join(name);
-            fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}; make it with depmod", path.display()))
-        };
-        let files =
-            order(&list("modules.dep")?, &list("modules.builtin")?, wanted).map_err(|name| {
-                anyhow::anyhow!(
-                    "kernel {} has no module {name}, which the lab needs; choose another kernel \
-                     with --kernel",
-                    self.version
-                )
-            })?;
+    /// The modules that the lab needs, each after those it depends on, with their content
+    /// uncompressed. What is built into the kernel is left out.
+    pub(crate) fn modules(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let files = needed(&self.modules)?.map_err(|name| {
+            anyhow::anyhow!(
+                "kernel {} has no module {name}, which the lab needs; choose another kernel with \
+                 --kernel",
+                self.version
+            )
+        })?;
         files
             .iter()
             .map(|file| Ok((module_name(file), read_module(&self.modules.join(file))?)))
@@ -98,13 +104,28 @@ impl Kernel {
     }
 }
 
-/// The newest `vmlinuz-VERSION` in `boot` with a `VERSION/modules.dep` in `modules`.
+/// The files of the modules that the lab needs, as [`order`] gives them.
+fn needed(modules: &Path) -> Result<Result<Vec<String>, String>> {
+    let list = |name: &str| {
+        let path = modules.join(name);
+        fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}; make it with depmod", path.display()))
+    };
+    Ok(order(
+        &list("modules.dep")?,
+        &list("modules.builtin")?,
+        &NEEDED,
+    ))
+}
+
+/// The newest `vmlinuz-VERSION` in `boot` with all needed modules in `modules/VERSION`. Kernels for
+/// clouds have fewer than others of the same version.
 fn newest(boot: &Path, modules: &Path) -> Option<PathBuf> {
     let mut versions: Vec<String> = fs::read_dir(boot)
         .ok()?
         .flatten()
         .filter_map(|e| Some(e.file_name().to_str()?.strip_prefix("vmlinuz-")?.to_owned()))
-        .filter(|version| modules.join(version).join("modules.dep").is_file())
+        .filter(|version| matches!(needed(&modules.join(version)), Ok(Ok(_))))
         .collect();
     versions.sort_by(|a, b| compare(a, b));
     versions.pop().map(|v| boot.join(format!("vmlinuz-{v}")))
@@ -304,13 +325,25 @@ kernel/arch/x86/kvm/kvm.ko:
         let dir = tempfile::tempdir().unwrap();
         let (boot, modules) = (dir.path().join("boot"), dir.path().join("mod ules"));
         fs::create_dir(&boot).unwrap();
-        for version in ["6.1.0-9-amd64", "6.1.0-10-amd64", "6.9.0"] {
+        for version in [
+            "6.1.0-9-amd64",
+            "6.1.0-10-amd64",
+            "6.1.0-10-cloud-amd64",
+            "6.9.0",
+        ] {
             fs::write(boot.join(format!("vmlinuz-{version}")), "").unwrap();
         }
         assert_eq!(newest(&boot, &modules), None);
-        for version in ["6.1.0-9-amd64", "6.1.0-10-amd64"] {
-            fs::create_dir_all(modules.join(version)).unwrap();
-            fs::write(modules.join(version).join("modules.dep"), "").unwrap();
+        for (version, has) in [
+            ("6.1.0-9-amd64", &NEEDED[..]),
+            ("6.1.0-10-amd64", &NEEDED),
+            ("6.1.0-10-cloud-amd64", &NEEDED[1..]),
+        ] {
+            let dir = modules.join(version);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("modules.dep"), "").unwrap();
+            let builtin = has.iter().map(|name| format!("kernel/{name}.ko\n"));
+            fs::write(dir.join("modules.builtin"), builtin.collect::<String>()).unwrap();
         }
         assert_eq!(
             newest(&boot, &modules),
