@@ -174,7 +174,7 @@ mod tests {
                 .is_none()
         );
         drop(child.stdin.take());
-        assert!(process.wait_timeout(Duration::from_secs(60)).unwrap());
+        assert!(process.wait_timeout(Duration::from_mins(1)).unwrap());
         // Ended, and not waited for yet.
         assert!(Process::open(child.id()).unwrap().is_none());
         child.wait().unwrap();
