@@ -4,14 +4,14 @@ mod common;
 mod operations;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use common::Scratch;
 use operations::{of_directory, of_merged};
-use overlayfs::{Below, CopyOptions, Durability, Error, Merged, Overlay, Upper};
+use overlayfs::{Below, CopyOptions, Durability, Error, Marks, Merged, Overlay, Upper, Whiteout};
 
 const QUICK: CopyOptions = CopyOptions::new().durability(Durability::ProcessDeath);
 
@@ -118,35 +118,180 @@ enum Work {
     Apply,
 }
 
-fn work(kind: Work, root: &Path) {
+fn work(kind: Work, root: &Path, options: CopyOptions) {
     let (base, upper) = (root.join("base"), root.join("upper"));
     match kind {
         Work::Commit => {
             Upper::over_bottom_up([&base], &upper)
                 .unwrap()
-                .commit(&base, QUICK)
+                .commit(&base, options)
                 .unwrap();
         }
         Work::Apply => {
             Upper::over_bottom_up([&base], &upper)
                 .unwrap()
-                .apply(&base, QUICK)
+                .apply(&base, options)
                 .unwrap();
         }
         Work::Squash => {
             Merged::bottom_up([&base, &upper])
                 .unwrap()
-                .squash(&base, Below::Nothing, QUICK.replace(true))
+                .squash(&base, Below::Nothing, options.replace(true))
                 .unwrap();
         }
     }
+}
+
+/// What happens to the process at one of its system calls.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// The call fails, as on a broken disk.
+    Eio,
+    /// The process is killed.
+    Kill,
+}
+
+/// The system calls that change something, all of them made by the thread that works.
+const CHANGING: [&str; 16] = [
+    "mkdirat",
+    "mknodat",
+    "symlinkat",
+    "linkat",
+    "unlinkat",
+    "renameat2",
+    "copy_file_range",
+    "ftruncate",
+    "fchmod",
+    "fchmodat",
+    "fchownat",
+    "utimensat",
+    "setxattr",
+    "fsetxattr",
+    "syncfs",
+    "fsync",
+];
+
+/// Runs this very test again in a process that works once, while strace(1) interferes with one call
+/// of a kind. Returns whether there was such a call, and whether the work succeeded.
+fn interfered(name: &str, root: &Path, call: &str, nth: u32, fault: Fault) -> (bool, bool) {
+    let log = root.join("strace");
+    let injected = match fault {
+        Fault::Eio => "error=EIO",
+        Fault::Kill => "signal=KILL",
+    };
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o"])
+        .arg(&log)
+        .args(["-e", &format!("trace={call}")])
+        .args(["-e", &format!("inject={call}:{injected}:when={nth}")])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--include-ignored", "--exact", name])
+        .env("COFFERDAM_WORK_ONCE_IN", root)
+        .output()
+        .expect("strace(1) starts; install the package strace");
+    let happened = match fault {
+        Fault::Eio => fs::read_to_string(&log).unwrap().contains("(INJECTED)"),
+        Fault::Kill => !output.status.success(),
+    };
+    (happened, output.status.success())
+}
+
+/// How many calls of each kind are interfered with: the first few, or as many as there are if
+/// `PROPTEST_CASES` asks for it.
+fn most() -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(2, |cases| cases.parse().unwrap())
+}
+
+/// Interferes with calls that change something, one after the other.
+fn disturbed_at_every_call(name: &str, kind: Work) {
+    const DURABLE: CopyOptions = CopyOptions::new();
+    if let Some(root) = std::env::var_os("COFFERDAM_WORK_ONCE_IN") {
+        return work(kind, Path::new(&root), DURABLE);
+    }
+    let scratch = Scratch::new();
+    let root = scratch.path("");
+    scratch.write("pristine/directory/changed", "below");
+    scratch.write("pristine/directory/deleted", "below");
+    scratch.write("pristine/kept", "below");
+    fs::hard_link(root.join("pristine/kept"), root.join("pristine/link")).unwrap();
+    symlink("kept", root.join("pristine/symlink")).unwrap();
+    scratch.write("upper/directory/changed", "above");
+    scratch.write("upper/new/file", "above");
+    Whiteout::Device
+        .write(root.join("upper/directory/deleted"), Marks::Trusted)
+        .unwrap();
+    let pristine = Merged::bottom_up([root.join("pristine")]).unwrap();
+    let base = root.join("base");
+    pristine.flatten(&base, QUICK).unwrap();
+    let before = of_directory(&base);
+    let after = of_merged(&Merged::bottom_up([&base, &root.join("upper")]).unwrap());
+    assert_ne!(before, after);
+
+    let mut disturbed = 0;
+    for call in CHANGING {
+        for fault in [Fault::Eio, Fault::Kill] {
+            for nth in 1..=most() {
+                let (happened, succeeded) = interfered(name, &root, call, nth, fault);
+                if !happened {
+                    assert!(succeeded, "{call}: it fails undisturbed");
+                    pristine.flatten(&base, QUICK.replace(true)).unwrap();
+                    break;
+                }
+                disturbed += 1;
+                let what = format!("{fault:?} at {call} number {nth}");
+                let found = of_directory(&base);
+                assert!(
+                    found == before || found == after,
+                    "{what}: neither old nor new"
+                );
+                assert!(!succeeded || found == after, "{what}: it claims to be done");
+                // The next one finds what was left, and clears it away.
+                work(kind, &root, QUICK);
+                assert_eq!(of_directory(&base), after, "{what}: the next one differs");
+                let hidden = |path: &PathBuf| path.to_string_lossy().starts_with('.');
+                assert!(
+                    !entries(&root).iter().any(hidden),
+                    "{what}: something is left"
+                );
+                pristine.flatten(&base, QUICK.replace(true)).unwrap();
+            }
+        }
+    }
+    assert!(disturbed > 20, "only {disturbed} calls were disturbed");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_commit_is_undone_or_done_whatever_call_fails() {
+    disturbed_at_every_call(
+        "a_commit_is_undone_or_done_whatever_call_fails",
+        Work::Commit,
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_squash_is_undone_or_done_whatever_call_fails() {
+    disturbed_at_every_call(
+        "a_squash_is_undone_or_done_whatever_call_fails",
+        Work::Squash,
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_application_is_undone_or_done_whatever_call_fails() {
+    disturbed_at_every_call(
+        "an_application_is_undone_or_done_whatever_call_fails",
+        Work::Apply,
+    );
 }
 
 /// Runs this very test again in a process that works until it is killed.
 fn killed_at_any_time(name: &str, kind: Work) {
     if let Some(root) = std::env::var_os("COFFERDAM_WORK_IN") {
         loop {
-            work(kind, Path::new(&root));
+            work(kind, Path::new(&root), QUICK);
         }
     }
     let scratch = Scratch::new();
@@ -189,7 +334,7 @@ fn killed_at_any_time(name: &str, kind: Work) {
             "round {round}: neither old nor new"
         );
         // The next one finds what the killed one left, and clears it away.
-        work(kind, &root);
+        work(kind, &root, QUICK);
         assert_eq!(names(&of_directory(&root.join("base"))), names(&after));
         let left: Vec<_> = entries(&root)
             .into_iter()
