@@ -146,18 +146,21 @@ fn ctrl_c_at_any_moment_leaves_nothing() {
     for milliseconds in [10, 100, 200, 300, 450, 600, 900, 1300, 1800] {
         let place = tempfile::tempdir().unwrap();
         let before = present(&place);
-        let mut child = demo(&place, &[])
+        let child = demo(&place, &[])
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         thread::sleep(Duration::from_millis(milliseconds));
         // As a terminal does it: to every process of the group.
         kill_process_group(Pid::from_child(&child), Signal::INT).unwrap();
         // It may have been over already, or not have begun.
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
         assert!(
-            matches!(ended(&mut child), Some(130 | 0) | None),
-            "after {milliseconds} ms"
+            matches!(output.status.code(), Some(130 | 0) | None),
+            "after {milliseconds} ms {}: {said}",
+            output.status
         );
         assert_nothing_new(&place, &before);
     }

@@ -5,13 +5,14 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
@@ -25,8 +26,9 @@ pub(crate) struct Stage {
 /// What the thread that waits for signals shares with the one that runs programs.
 #[derive(Default)]
 struct Interrupt {
-    /// The first signal that came, or 0.
-    signal: AtomicI32,
+    /// The signal that came, or 0. Set by the handler itself: the program that is running may end
+    /// of the same signal before the thread that waits for it wakes up.
+    signal: Arc<AtomicUsize>,
     /// The program that is running, or 0.
     child: AtomicI32,
 }
@@ -59,8 +61,12 @@ impl Stage {
                 "cannot make a temporary directory; set TMPDIR to one that you may write to",
             )?;
         let shared = Arc::new(Interrupt::default());
-        let mut signals =
-            Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch signals")?;
+        let ends = [SIGINT, SIGTERM, SIGHUP];
+        for signal in ends {
+            flag::register_usize(signal, Arc::clone(&shared.signal), number(signal))
+                .context("cannot catch signals")?;
+        }
+        let mut signals = Signals::new(ends).context("cannot catch signals")?;
         let in_thread = Arc::clone(&shared);
         thread::spawn(move || {
             for signal in signals.forever() {
@@ -81,7 +87,8 @@ impl Stage {
 
     /// The signal that interrupted the demo, if one did.
     pub(crate) fn interrupted(&self) -> Option<i32> {
-        Some(self.shared.signal.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
+        let signal = self.shared.signal.load(Ordering::SeqCst);
+        i32::try_from(signal).ok().filter(|signal| *signal != 0)
     }
 
     /// Removes the scratch directory.
@@ -179,11 +186,13 @@ impl Interrupt {
     }
 
     fn deliver(&self, signal: i32) {
-        let _ = self
-            .signal
-            .compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
-        // A terminal sends its signals to the child too, a service manager does not; the programs
-        // that we run take a second one as well.
+        self.signal.store(number(signal), Ordering::SeqCst);
+        self.end_child();
+    }
+
+    /// A terminal sends its signals to the child too, a service manager does not; the programs that
+    /// we run take a second one as well.
+    fn end_child(&self) {
         if let Some(child) = Pid::from_raw(self.child.load(Ordering::SeqCst)) {
             let _ = kill_process(child, Signal::TERM);
         }
@@ -192,11 +201,14 @@ impl Interrupt {
     fn watch(&self, child: &Child) {
         self.child.store(child.id().cast_signed(), Ordering::SeqCst);
         // It may have come just before there was a child to pass it on to.
-        let signal = self.signal.load(Ordering::SeqCst);
-        if signal != 0 {
-            self.deliver(signal);
+        if self.signal.load(Ordering::SeqCst) != 0 {
+            self.end_child();
         }
     }
+}
+
+fn number(signal: i32) -> usize {
+    signal.unsigned_abs() as usize
 }
 
 /// Reads a stream to its end, and tells when its first byte came.
