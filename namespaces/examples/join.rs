@@ -1,10 +1,10 @@
-//! Runs a command inside the namespaces of a process: `cargo run --example join -- PID COMMAND…`.
+//! Runs a command where another process is: `cargo run --example join -- PID COMMAND…`.
 //!
 //! What `docker exec` and `nsenter` do. Without privilege it works for processes in a user
 //! namespace of the caller's own.
 #![forbid(unsafe_code)]
 
-use namespaces::{Command, Error, Namespace, NamespaceId};
+use namespaces::{Command, Error, NamespaceId, Process};
 
 fn main() -> Result<(), Error> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -14,17 +14,16 @@ fn main() -> Result<(), Error> {
         eprintln!("usage: join PID COMMAND…");
         std::process::exit(2);
     };
-    let mut command = Command::new(program);
-    command.args(args);
-    for kind in Namespace::ALL {
-        let theirs = NamespaceId::of_process(pid, kind)?;
-        // Only those that differ: one's own user namespace cannot be joined again.
-        if theirs != NamespaceId::of_this_thread(kind)? {
-            eprintln!("joining {theirs}");
-            command.join_path(kind, format!("/proc/{pid}/ns/{}", kind.proc_name()));
+    let Some(process) = Process::open(pid)? else {
+        eprintln!("join: there is no process {pid}");
+        std::process::exit(1);
+    };
+    for theirs in NamespaceId::all_of_process(pid)? {
+        if theirs != NamespaceId::of_this_thread(theirs.kind())? {
+            eprintln!("entering {theirs}");
         }
     }
-    let status = command.status()?;
+    let status = Command::new(program).args(args).enter(&process).status()?;
     eprintln!("{status}");
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::{Error, sys};
+use crate::{Error, Fallbacks, sys};
 
 /// A running program, held by a pidfd: its pid cannot be taken by another process while this
 /// value lives, and no `SIGCHLD` is needed.
@@ -37,6 +37,7 @@ pub struct Child {
     pid: u32,
     status: Option<ExitStatus>,
     usage: Option<ResourceUsage>,
+    fallbacks: Fallbacks,
     kill_on_drop: bool,
 }
 
@@ -52,6 +53,7 @@ impl Child {
             pid,
             status: None,
             usage: None,
+            fallbacks: Fallbacks::empty(),
             kill_on_drop,
         }
     }
@@ -63,6 +65,16 @@ impl Child {
 
     pub(crate) fn set_kill_on_drop(&mut self, kill: bool) {
         self.kill_on_drop = kill;
+    }
+
+    pub(crate) fn add_fallbacks(&mut self, taken: Fallbacks) {
+        self.fallbacks |= taken;
+    }
+
+    /// The second-best ways that were taken on the way to the program. Behind a gate at which
+    /// [`leave`](crate::Starting::leave) left the process none are told.
+    pub fn fallbacks(&self) -> Fallbacks {
+        self.fallbacks
     }
 
     /// The pid as the caller sees it.
@@ -128,6 +140,48 @@ impl Child {
                 Err(errno) => return Err(Error::io("poll a pidfd")(errno.into())),
             }
         }
+    }
+
+    /// Waits for the next change: that the program is stopped by a signal, goes on, or ends. Other
+    /// waits do not see that it stops.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    #[doc(alias = "WUNTRACED")]
+    pub fn wait_change(&mut self) -> Result<Change, Error> {
+        loop {
+            if let Some(change) = self.change(true)? {
+                return Ok(change);
+            }
+        }
+    }
+
+    /// The next change if there is one already.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn try_wait_change(&mut self) -> Result<Option<Change>, Error> {
+        self.change(false)
+    }
+
+    fn change(&mut self, block: bool) -> Result<Option<Change>, Error> {
+        if let Some(status) = self.status {
+            return Ok(Some(Change::Ended(status)));
+        }
+        let Some((status, usage)) = look(self.pidfd.as_fd(), block, true)? else {
+            return Ok(None);
+        };
+        if let Some(signal) = status.stopped_signal() {
+            return Ok(Some(Change::Stopped(signal)));
+        }
+        if status.continued() {
+            return Ok(Some(Change::Continued));
+        }
+        self.status = Some(status);
+        self.usage = Some(usage);
+        Ok(Some(Change::Ended(status)))
     }
 
     /// Collects what the program writes to its piped streams until it ends.
@@ -213,6 +267,21 @@ impl Child {
     }
 }
 
+/// A change in the life of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Change {
+    /// It was stopped by the signal of this number, such as 19 for `SIGSTOP`.
+    #[doc(alias = "CLD_STOPPED")]
+    Stopped(i32),
+    /// It goes on after `SIGCONT`.
+    #[doc(alias = "CLD_CONTINUED")]
+    Continued,
+    /// It ended; the status tells also whether it dumped core.
+    #[doc(alias = "CLD_EXITED")]
+    Ended(ExitStatus),
+}
+
 /// What a process has used, see `getrusage(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -257,7 +326,16 @@ pub(crate) fn reap(
     pidfd: BorrowedFd<'_>,
     block: bool,
 ) -> Result<Option<(ExitStatus, ResourceUsage)>, Error> {
-    match sys::wait_pidfd(pidfd, block) {
+    look(pidfd, block, false)
+}
+
+/// The same, and with `changes` also whether it was stopped or goes on.
+fn look(
+    pidfd: BorrowedFd<'_>,
+    block: bool,
+    changes: bool,
+) -> Result<Option<(ExitStatus, ResourceUsage)>, Error> {
+    match sys::wait_pidfd(pidfd, block, changes) {
         Ok(ended) => Ok(ended.map(|ended| {
             (
                 ExitStatus::from_raw(ended.status),

@@ -39,6 +39,8 @@ pub struct Command {
     pub(crate) kept: BTreeSet<RawFd>,
     pub(crate) new: Vec<Namespace>,
     pub(crate) joined: BTreeMap<Namespace, Join>,
+    pub(crate) entered: Option<OwnedFd>,
+    pub(crate) init: bool,
     pub(crate) user_mapping: Option<UserMapping>,
     pub(crate) loopback_up: bool,
     pub(crate) root: Option<Root>,
@@ -62,6 +64,7 @@ pub struct Command {
     pub(crate) seccomp_listener: bool,
     pub(crate) time_offsets: [Option<TimeOffset>; 2],
     pub(crate) devices: Vec<Device>,
+    pub(crate) links: Vec<(PathBuf, PathBuf)>,
     pub(crate) sysctls: BTreeMap<OsString, OsString>,
     pub(crate) terminal: Option<TerminalSize>,
     pub(crate) gate: Option<OwnedFd>,
@@ -111,6 +114,8 @@ impl Command {
             kept: BTreeSet::new(),
             new: Vec::new(),
             joined: BTreeMap::new(),
+            entered: None,
+            init: false,
             user_mapping: None,
             loopback_up: false,
             root: None,
@@ -134,6 +139,7 @@ impl Command {
             seccomp_listener: false,
             time_offsets: [None, None],
             devices: Vec::new(),
+            links: Vec::new(),
             sysctls: BTreeMap::new(),
             terminal: None,
             gate: None,
@@ -282,6 +288,42 @@ impl Command {
         self
     }
 
+    /// Starts the program where another process is: in all its namespaces that are not those of
+    /// this process already, and with its root directory. `process` is a pidfd, as a [`Child`], a
+    /// [`Process`](crate::Process) or a [`Starting`] lends one. This is what `docker exec` does.
+    ///
+    /// A kind that is [new](Self::unshare) or [joined](Self::join) is not taken from the process.
+    /// In its user namespace the program is root unless [`uid`](Self::uid) says otherwise. Of a
+    /// process that waits at [`Barrier::Mounted`](crate::Barrier::Mounted) the root directory still
+    /// is the old one, so that a program of the host can be run among the new mounts.
+    ///
+    /// The namespaces are entered in one system call. Linux 5.8.
+    #[doc(alias = "setns")]
+    #[doc(alias = "nsenter")]
+    pub fn enter(&mut self, process: impl AsFd) -> &mut Self {
+        self.entered = self.duplicate(process);
+        self
+    }
+
+    /// Puts a tiny init between this process and the program: it waits for every process that
+    /// loses its parent, passes the signals that it gets on to the program, and ends when the
+    /// program does, with its status, or with 128 and the number of the signal that ended it.
+    ///
+    /// In a new pid namespace it is PID 1, and everything in the namespace ends with it; the
+    /// program, which is PID 2 then, needs to know nothing about orphans and default actions of
+    /// signals. Elsewhere it is what `PR_SET_CHILD_SUBREAPER` of `prctl(2)` makes. [`Child`] and
+    /// [`Starting`] are about the init.
+    ///
+    /// The init has users, capabilities and limits of the program. It is a copy of this process
+    /// that closes all descriptors and cannot be looked into; see
+    /// [`protect_own_executable`](crate::protect_own_executable) for what it is executed from.
+    #[doc(alias = "PR_SET_CHILD_SUBREAPER")]
+    #[doc(alias = "tini")]
+    pub fn init(&mut self, init: bool) -> &mut Self {
+        self.init = init;
+        self
+    }
+
     /// Gives the program a new user namespace with these ids. The program is root in it unless
     /// [`uid`](Self::uid) says otherwise.
     pub fn user_namespace(&mut self, mapping: UserMapping) -> &mut Self {
@@ -422,7 +464,9 @@ impl Command {
     ///
     /// With [`no_new_privs`](Self::no_new_privs) it is installed last. Without, it needs
     /// `CAP_SYS_ADMIN`, and is installed before users and capabilities change: it must then allow
-    /// the calls that do so.
+    /// the calls that do so. With an [`exec_gate`](Self::exec_gate) and a
+    /// [listener](Self::seccomp_listener) it is installed before the gate, because the parent may
+    /// leave there.
     #[doc(alias = "SECCOMP_SET_MODE_FILTER")]
     pub fn seccomp(&mut self, program: impl Into<Vec<u8>>) -> &mut Self {
         self.seccomp = Some(program.into());
@@ -455,6 +499,15 @@ impl Command {
     /// Makes device nodes after all mounts are made.
     pub fn devices(&mut self, devices: impl IntoIterator<Item = Device>) -> &mut Self {
         self.devices.extend(devices);
+        self
+    }
+
+    /// Makes a symbolic link at `path` of the new root that leads to `target`, after all mounts are
+    /// made. What is there already stays. Needs [`Namespace::Mount`].
+    #[doc(alias = "symlink")]
+    pub fn link(&mut self, path: impl AsRef<Path>, target: impl AsRef<Path>) -> &mut Self {
+        self.links
+            .push((path.as_ref().to_owned(), target.as_ref().to_owned()));
         self
     }
 

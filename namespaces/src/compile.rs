@@ -1,19 +1,21 @@
 //! From a [`Command`] to a [`Plan`].
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::command::Join;
 use crate::compile_filesystem::filesystem;
 use crate::compile_process::{
-    environment, process, programs, scheduling, seccomp, sysctls, time_offsets,
+    environment, process, programs, scheduling, seccomp, session, sysctls, time_offsets,
 };
 use crate::plan::{JoinTime, Op, Plan};
 use crate::stdio::Kind;
 use crate::sys::{self, CStringArray, PlanFd};
-use crate::{Barrier, Command, Error, Mount, Namespace, Origin};
+use crate::{Barrier, Command, Error, Mount, Namespace, NamespaceId, Origin};
 
 /// A plan with what the parent needs besides.
 pub(crate) struct Compiled {
@@ -39,6 +41,11 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
     let mut ops = Vec::new();
 
     let mut joined = Vec::new();
+    let entered = match &command.entered {
+        Some(process) => Some(entered(command, process.as_fd(), &mut fds)?),
+        None => None,
+    };
+    let entered_kinds = entered.as_ref().map_or(0, |entered| entered.flags);
     for (kind, join) in &command.joined {
         joined.push((*kind, fds.namespace(*kind, join)?));
     }
@@ -54,11 +61,13 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
         .filter(|kind| !matches!(kind, Namespace::Cgroup | Namespace::Time))
         .fold(0, |flags, kind| flags | kind.flag());
 
+    let joins_any = !joined.is_empty() || entered.is_some();
     let two_stages = joined
         .iter()
         .any(|(kind, _)| matches!(kind, Namespace::User | Namespace::Pid))
-        || (!joined.is_empty() && clone_flags != 0);
-    joins(&mut ops, &joined);
+        || entered_kinds & (Namespace::User.flag() | Namespace::Pid.flag()) != 0
+        || (joins_any && clone_flags != 0);
+    joins(&mut ops, &joined, entered.as_ref());
     if two_stages {
         ops.push(Op::CloneAgain {
             namespaces: clone_flags,
@@ -70,7 +79,9 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
 
     let has = |kind| command.new.contains(&kind);
     let new_user = has(Namespace::User);
-    let in_user = new_user || command.joined.contains_key(&Namespace::User);
+    let in_user = new_user
+        || command.joined.contains_key(&Namespace::User)
+        || entered_kinds & Namespace::User.flag() != 0;
     if has(Namespace::Cgroup) {
         ops.push(Op::Unshare(Namespace::Cgroup));
     }
@@ -114,11 +125,22 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
         ops.push(Op::NoNewPrivs);
     }
     ops.push(Op::Pause(Barrier::Ready));
+    // The parent, who wants the listener, may leave at the gate.
+    let before_gate = command.seccomp_listener && command.gate.is_some();
+    if command.no_new_privs && before_gate {
+        seccomp(command, &mut ops)?;
+    }
     if let Some(gate) = &command.gate {
         ops.push(Op::Gate(fds.hold(gate.as_fd())?));
     }
+    if command.init {
+        ops.push(Op::Init {
+            subreaper: !has(Namespace::Pid),
+        });
+        session(command, &mut ops);
+    }
     ops.push(Op::ResetSignals);
-    if command.no_new_privs {
+    if command.no_new_privs && !before_gate {
         seccomp(command, &mut ops)?;
     }
     ops.push(Op::Exec);
@@ -162,7 +184,7 @@ fn check(command: &Command) -> Result<(), Error> {
             );
         }
     }
-    let own = |kind| new(kind) || command.joined.contains_key(&kind);
+    let own = |kind| new(kind) || command.joined.contains_key(&kind) || command.entered.is_some();
     if !new(Namespace::Mount) {
         if command.root.is_some() {
             return invalid(
@@ -176,9 +198,9 @@ fn check(command: &Command) -> Result<(), Error> {
                 "they need a new mount namespace; unshare Namespace::Mount",
             );
         }
-        if !command.devices.is_empty() {
+        if !command.devices.is_empty() || !command.links.is_empty() {
             return invalid(
-                "devices",
+                "devices and links",
                 "they need a new mount namespace; unshare Namespace::Mount",
             );
         }
@@ -432,37 +454,120 @@ fn is_pidfd(fd: BorrowedFd<'_>) -> bool {
     }
 }
 
-fn joins(ops: &mut Vec<Op>, joined: &[(Namespace, PlanFd)]) {
-    if joined.is_empty() {
+/// The process that is entered.
+struct Entered {
+    process: PlanFd,
+    flags: u32,
+    root: Option<PlanFd>,
+}
+
+/// What of the process behind the pidfd is not the caller's already.
+fn entered(command: &Command, process: BorrowedFd<'_>, fds: &mut Fds) -> Result<Entered, Error> {
+    let pid = pid_of(process)?;
+    let taken = |kind| command.new.contains(&kind) || command.joined.contains_key(&kind);
+    let mut flags = 0;
+    for kind in Namespace::ALL {
+        if !taken(kind)
+            && let Some(own) = NamespaceId::of_this_thread_if_known(kind)?
+            && NamespaceId::of_process(pid, kind)? != own
+        {
+            flags |= kind.flag();
+        }
+    }
+    let path = PathBuf::from(format!("/proc/{pid}/root"));
+    let root = rustix::fs::open(
+        &path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let root =
+        root.map_err(|errno| Error::io_path("open the root directory", path)(errno.into()))?;
+    let place = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let look = Error::io("look at a root directory");
+    let (theirs, ours) = match (rustix::fs::fstat(&root), rustix::fs::stat(c"/")) {
+        (Ok(theirs), Ok(ours)) => (place(theirs), place(ours)),
+        (Err(errno), _) | (_, Err(errno)) => return Err(look(errno.into())),
+    };
+    let moves = flags & Namespace::Mount.flag() != 0 || theirs != ours;
+    // In another mount namespace the directory would not be in a mount of the program's.
+    let root = if moves && !taken(Namespace::Mount) {
+        Some(fds.take(root)?)
+    } else {
+        None
+    };
+    // All the above was of that process only if it still is there.
+    pid_of(process)?;
+    Ok(Entered {
+        process: fds.hold(process)?,
+        flags,
+        root,
+    })
+}
+
+/// The pid behind a pidfd, as the caller sees it.
+fn pid_of(process: BorrowedFd<'_>) -> Result<u32, Error> {
+    let path = format!("/proc/self/fdinfo/{}", process.as_raw_fd());
+    let text =
+        std::fs::read_to_string(&path).map_err(Error::io_path("look at the process of", path))?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+    match pid.map(|pid| pid.trim().parse::<i64>()) {
+        Some(Ok(pid @ 1..)) if is_pidfd(process) => {
+            u32::try_from(pid).map_err(|_| Error::Invalid {
+                setting: "enter",
+                problem: "the kernel gave a pid that is none",
+            })
+        }
+        Some(_) => Err(Error::Invalid {
+            setting: "enter",
+            problem: "the process has ended, or is not in the pid namespace of this one",
+        }),
+        None => Err(Error::Invalid {
+            setting: "enter",
+            problem: "the descriptor is not a pidfd; give a Child, a Process or a Starting",
+        }),
+    }
+}
+
+fn joins(ops: &mut Vec<Op>, joined: &[(Namespace, PlanFd)], entered: Option<&Entered>) {
+    if joined.is_empty() && entered.is_none() {
         return;
     }
     ops.push(Op::HideMemory);
+    let join = |(kind, fd): &(Namespace, PlanFd), when| Op::Join {
+        fd: *fd,
+        kind: *kind,
+        when,
+    };
     let user = joined.iter().find(|(kind, _)| *kind == Namespace::User);
     let others = joined.iter().filter(|(kind, _)| *kind != Namespace::User);
-    let Some((_, user)) = user else {
-        ops.extend(others.map(|(kind, fd)| Op::Join {
-            fd: *fd,
-            kind: *kind,
-            when: JoinTime::Now,
-        }));
-        return;
+    let enters_user = entered.is_some_and(|entered| entered.flags & Namespace::User.flag() != 0);
+    let times: &[JoinTime] = if user.is_some() || enters_user {
+        // Other namespaces may be owned by the joined user namespace or by an outer one: try with
+        // the caller's rights first, and again with the new ones.
+        &[JoinTime::BeforeUser, JoinTime::AfterUser]
+    } else {
+        &[JoinTime::Now]
     };
-    // Other namespaces may be owned by the joined user namespace or by an outer one: try with
-    // the caller's rights first, and again with the new ones.
-    for when in [JoinTime::BeforeUser, JoinTime::AfterUser] {
-        if when == JoinTime::AfterUser {
-            ops.push(Op::Join {
-                fd: *user,
-                kind: Namespace::User,
-                when: JoinTime::Now,
-            });
+    for when in times {
+        if *when == JoinTime::AfterUser {
+            ops.extend(user.map(|user| join(user, JoinTime::Now)));
+            ops.extend(entered.filter(|_| enters_user).and_then(enter));
         }
-        ops.extend(others.clone().map(|(kind, fd)| Op::Join {
-            fd: *fd,
-            kind: *kind,
-            when,
-        }));
+        ops.extend(others.clone().map(|other| join(other, *when)));
     }
+    if let Some(entered) = entered {
+        if !enters_user {
+            ops.extend(enter(entered));
+        }
+        ops.extend(entered.root.map(Op::EnterRoot));
+    }
+}
+
+fn enter(entered: &Entered) -> Option<Op> {
+    (entered.flags != 0).then_some(Op::Enter {
+        process: entered.process,
+        flags: entered.flags,
+    })
 }
 
 pub(crate) fn c_string(what: &'static str, value: &OsStr) -> Result<CString, Error> {

@@ -1,12 +1,12 @@
 //! The part of a plan that is about mounts.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
 use crate::compile::{Fds, c_string};
 use crate::mount::{RootKind, Source};
-use crate::plan::{Attributes, Op, PropagationChange, Target};
+use crate::plan::{Attributes, CopyUp, Op, PropagationChange, Target};
 use crate::sys::MountAttr;
 use crate::{
     Barrier, Command, Error, IdMap, Mount, MountAttributes, Namespace, Propagation, UserMapping,
@@ -49,7 +49,7 @@ pub(crate) fn filesystem(
     }
     for mount in &command.mounts {
         ops.push(compile_mount(command, mount, fds, in_user)?);
-        if let Source::Dev = mount.source {
+        if let Source::Dev { .. } = mount.source {
             ops.push(Op::FillDev {
                 target: inside("mount target", &mount.target, false)?,
                 nodes: can_make_nodes(in_user),
@@ -67,8 +67,22 @@ pub(crate) fn filesystem(
             nodes: can_make_nodes(in_user),
         });
     }
+    for (path, to) in &command.links {
+        ops.push(Op::Link {
+            target: inside("link", path, true)?,
+            to: c_string("link", to.as_os_str())?,
+        });
+    }
     if let Some(terminal) = terminal(command)? {
         ops.push(terminal);
+    }
+    for mount in command
+        .mounts
+        .iter()
+        .filter(|mount| mount.read_only_when_done)
+    {
+        let target = inside("mount target", &mount.target, false)?;
+        ops.push(Op::ReadOnlyMount(target.path));
     }
     for path in &command.masked {
         ops.push(Op::Mask(inside("masked path", path, false)?.path));
@@ -112,10 +126,15 @@ fn compile_mount(
     in_user: bool,
 ) -> Result<Op, Error> {
     let mut attributes = attributes(mount);
-    if let Some(idmap) = &mount.idmap {
+    if let Some((idmap, recursive)) = &mount.idmap {
         const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
-        attributes.attr.set |= MOUNT_ATTR_IDMAP;
-        attributes.attr.userns_fd = fds.hold(idmap.as_fd())?.number().unsigned_abs().into();
+        let attr = if *recursive {
+            &mut attributes.tree
+        } else {
+            &mut attributes.attr
+        };
+        attr.set |= MOUNT_ATTR_IDMAP;
+        attr.userns_fd = fds.hold(idmap.as_fd())?.number().unsigned_abs().into();
         attributes.modern = true;
     }
     let target = inside("mount target", &mount.target, mount.create_target)?;
@@ -131,7 +150,9 @@ fn compile_mount(
             options,
             name,
             or_bind,
+            copy_up,
         } => {
+            let has_mode = options.iter().any(|(key, _)| key == "mode");
             let mut options = options.clone();
             if kind == "devpts"
                 && tty_group_is_mapped(command, in_user)
@@ -139,34 +160,21 @@ fn compile_mount(
             {
                 options.push(("gid".into(), Some("5".into())));
             }
-            let mut data = OsString::new();
-            let mut compiled = Vec::new();
-            for (key, value) in &options {
-                if !data.is_empty() {
-                    data.push(",");
-                }
-                data.push(key);
-                if let Some(value) = value {
-                    data.push("=");
-                    data.push(value);
-                }
-                compiled.push((
-                    c_string("mount option", key)?,
-                    match value {
-                        Some(value) => Some(c_string("mount option", value)?),
-                        None => None,
-                    },
-                ));
-            }
+            let (options, data) = compile_options(&options)?;
             Op::MountFilesystem {
                 kind: c_string("file system", kind)?,
                 name: c_string("mount source", name)?,
-                options: compiled,
-                data: c_string("mount option", &data)?,
+                options,
+                data,
                 attributes,
                 or_bind: match or_bind {
                     Some(path) => Some(c_string("mount source", path.as_os_str())?),
                     None => None,
+                },
+                copy_up: match (copy_up, has_mode) {
+                    (false, _) => CopyUp::Nothing,
+                    (true, true) => CopyUp::Contents,
+                    (true, false) => CopyUp::Directory,
                 },
                 target,
                 propagation,
@@ -185,20 +193,53 @@ fn compile_mount(
             target,
             propagation,
         },
-        Source::Dev => Op::MountFilesystem {
-            kind: c"tmpfs".to_owned(),
-            name: c"tmpfs".to_owned(),
-            options: vec![
-                (c"mode".to_owned(), Some(c"755".to_owned())),
-                (c"size".to_owned(), Some(c"65536k".to_owned())),
-            ],
-            data: c"mode=755,size=65536k".to_owned(),
-            attributes,
-            or_bind: None,
-            target,
-            propagation,
-        },
+        Source::Dev { options } => {
+            let mut all = options.clone();
+            for (key, value) in [("mode", "755"), ("size", "65536k")] {
+                if !options.iter().any(|(given, _)| given == key) {
+                    all.push((key.into(), Some(value.into())));
+                }
+            }
+            let (options, data) = compile_options(&all)?;
+            Op::MountFilesystem {
+                kind: c"tmpfs".to_owned(),
+                name: c"tmpfs".to_owned(),
+                options,
+                data,
+                attributes,
+                or_bind: None,
+                copy_up: CopyUp::Nothing,
+                target,
+                propagation,
+            }
+        }
     })
+}
+
+type CompiledOptions = (Vec<(CString, Option<CString>)>, CString);
+
+/// The options one by one as `fsconfig(2)` takes them, and together as `mount(2)` does.
+fn compile_options(options: &[(OsString, Option<OsString>)]) -> Result<CompiledOptions, Error> {
+    let mut data = OsString::new();
+    let mut compiled = Vec::new();
+    for (key, value) in options {
+        if !data.is_empty() {
+            data.push(",");
+        }
+        data.push(key);
+        if let Some(value) = value {
+            data.push("=");
+            data.push(value);
+        }
+        compiled.push((
+            c_string("mount option", key)?,
+            match value {
+                Some(value) => Some(c_string("mount option", value)?),
+                None => None,
+            },
+        ));
+    }
+    Ok((compiled, c_string("mount option", &data)?))
 }
 
 /// Whether group 5 can own terminals: outside user namespaces always, inside when it is mapped.
@@ -220,21 +261,25 @@ fn can_make_nodes(in_user: bool) -> bool {
 }
 
 fn attributes(mount: &Mount) -> Attributes {
-    // One value of a field, of which all bits must be cleared to set another.
-    const ATIME: u64 = 0x70;
-    let atime = MountAttributes::NO_ATIME | MountAttributes::STRICT_ATIME;
     let (attributes, cleared) = (mount.attributes, mount.cleared);
-    let touched = attributes | cleared;
     Attributes {
-        attr: MountAttr {
-            set: attributes.bits(),
-            clear: (cleared - atime).bits() | if touched.intersects(atime) { ATIME } else { 0 },
-            ..MountAttr::default()
-        },
-        recursive: mount.recursive_attributes,
+        attr: change(attributes, cleared),
+        tree: change(mount.tree_attributes, mount.tree_cleared),
         classic: classic_flags(attributes),
         classic_clear: classic_flags(cleared),
         modern: false,
+    }
+}
+
+fn change(set: MountAttributes, cleared: MountAttributes) -> MountAttr {
+    // One value of a field, of which all bits must be cleared to set another.
+    const ATIME: u64 = 0x70;
+    let atime = MountAttributes::NO_ATIME | MountAttributes::STRICT_ATIME;
+    let touches_atime = (set | cleared).intersects(atime);
+    MountAttr {
+        set: set.bits(),
+        clear: (cleared - atime).bits() | if touches_atime { ATIME } else { 0 },
+        ..MountAttr::default()
     }
 }
 

@@ -16,11 +16,8 @@ use crate::{Capability, CapabilitySet, Command, Error, Namespace, Scheduler, Sec
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(crate) fn process(command: &Command, ops: &mut Vec<Op>, in_user: bool) -> Result<(), Error> {
-    if command.new_session || command.terminal.is_some() {
-        ops.push(Op::NewSession);
-    }
-    if command.terminal.is_some() {
-        ops.push(Op::TakeTerminal);
+    if !command.init {
+        session(command, ops);
     }
     for (resource, limit) in &command.rlimits {
         ops.push(Op::Rlimit(
@@ -104,6 +101,16 @@ pub(crate) fn process(command: &Command, ops: &mut Vec<Op>, in_user: bool) -> Re
         ops.push(Op::EnterDirectoryAgain(path));
     }
     Ok(())
+}
+
+/// The session of the program: with an init it is not the init's.
+pub(crate) fn session(command: &Command, ops: &mut Vec<Op>) {
+    if command.new_session || command.terminal.is_some() {
+        ops.push(Op::NewSession);
+    }
+    if command.terminal.is_some() {
+        ops.push(Op::TakeTerminal);
+    }
 }
 
 pub(crate) fn time_offsets(command: &Command) -> Result<Option<CString>, Error> {

@@ -166,7 +166,7 @@ pub struct StepError {
     pub(crate) step: Step,
     pub(crate) detail: String,
     pub(crate) operation: &'static str,
-    pub(crate) index: usize,
+    pub(crate) undone: Vec<String>,
     pub(crate) total: usize,
     pub(crate) source: io::Error,
     pub(crate) hint: Option<&'static str>,
@@ -190,7 +190,15 @@ impl StepError {
 
     /// Its place among the steps of the plan, from 1.
     pub fn index(&self) -> usize {
-        self.index
+        self.undone.len().saturating_add(1)
+    }
+
+    /// The steps that were done before it, in order, each as a [`detail`](Self::detail). All are
+    /// undone: they concerned a process that is gone, and with it its namespaces and mounts. What
+    /// stays is what is on a disk: files and directories that were made in the root as targets of
+    /// mounts.
+    pub fn undone(&self) -> &[String] {
+        &self.undone
     }
 
     /// How many steps the plan has.
@@ -214,12 +222,20 @@ impl fmt::Display for StepError {
         write!(
             f,
             "{} (step {} of {}, {}): {}",
-            self.detail, self.index, self.total, self.operation, self.source
+            self.detail,
+            self.index(),
+            self.total,
+            self.operation,
+            self.source
         )?;
         if let Some(hint) = self.hint {
             write!(f, "; {hint}")?;
         }
-        Ok(())
+        match self.undone.len() {
+            0 => Ok(()),
+            1 => write!(f, "; the step before is undone"),
+            count => write!(f, "; the {count} steps before are undone"),
+        }
     }
 }
 

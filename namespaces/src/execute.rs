@@ -14,7 +14,9 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{Gid, Uid};
 
+use crate::fallback::{Fallbacks, Taken};
 use crate::filesystem;
+use crate::init;
 use crate::plan::{JoinTime, Op, Plan};
 use crate::protocol::{Call, Failure, Record, passed, until};
 use crate::sys::{self, PlanFd};
@@ -41,6 +43,17 @@ pub(crate) struct State {
     /// The slave of the new terminal.
     terminal: Option<OwnedFd>,
     handlers_cleared: bool,
+    /// The second-best ways that were taken.
+    pub(crate) taken: Taken,
+}
+
+impl State {
+    fn waiting(&self, at: u8) -> Record {
+        Record::Waiting {
+            at,
+            fallbacks: self.taken.all(),
+        }
+    }
 }
 
 /// How the child was cloned.
@@ -66,6 +79,7 @@ pub(crate) fn run(plan: &Plan, circumstances: Circumstances) -> ! {
         directory_put_off: false,
         terminal: None,
         handlers_cleared: circumstances.handlers_cleared,
+        taken: Taken::default(),
     };
     for (step, op) in (0_u32..).zip(&plan.ops) {
         if let Err(failure) = perform(plan, op, &mut state) {
@@ -136,12 +150,19 @@ fn listen(plan: &Plan, state: &mut State) -> Result<(), Failure> {
 
 fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
     match op {
-        Op::CloseFds(ranges) => close_fds(ranges),
+        Op::CloseFds(ranges) => close_fds(ranges, &state.taken),
         Op::HideMemory => {
             rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
                 .map_err(Failure::of(Call::Prctl))
         }
         Op::Join { fd, kind, when } => join(state, *fd, *kind, *when),
+        Op::Enter { process, flags } => {
+            sys::setns(process.in_child(), *flags).map_err(Failure::of(Call::Setns))
+        }
+        Op::EnterRoot(root) => {
+            rustix::process::fchdir(root.in_child()).map_err(Failure::of(Call::Fchdir))?;
+            rustix::process::chroot(c".").map_err(Failure::of(Call::Chroot))
+        }
         Op::CloneAgain { namespaces, cgroup } => {
             let cgroup = cgroup.as_ref().map(PlanFd::in_child);
             match sys::clone_sibling(*namespaces, cgroup) {
@@ -166,11 +187,11 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             if state.until > number {
                 return Ok(());
             }
-            tell(plan, Record::Waiting { at: number })?;
+            tell(plan, state.waiting(number))?;
             listen(plan, state)
         }
         Op::Unshare(kind) => sys::unshare(kind.flag()).map_err(Failure::of(Call::Unshare)),
-        Op::NewTime { offsets } => new_time(offsets.as_deref()),
+        Op::NewTime { offsets } => new_time(offsets.as_deref(), &state.taken),
         Op::BecomeRoot { tolerant } => match become_root() {
             Err(failure) if *tolerant && failure.errno == Errno::INVAL => Ok(()),
             result => result,
@@ -197,7 +218,7 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
                 .map_err(Failure::of(Call::Mount))
         }
         Op::AttachRootPath(path) => {
-            state.root = Some(filesystem::attach_root_path(path)?);
+            state.root = Some(filesystem::attach_root_path(path, &state.taken)?);
             Ok(())
         }
         Op::AttachRootMount(fd) => {
@@ -215,6 +236,7 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             data,
             attributes,
             or_bind,
+            copy_up,
             target,
             propagation,
         } => filesystem::mount_new(
@@ -225,10 +247,12 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
                 options,
                 data,
                 or_bind: or_bind.as_deref(),
+                copy_up: *copy_up,
             },
             attributes,
             target,
             *propagation,
+            &state.taken,
         ),
         Op::MountBind {
             source,
@@ -238,11 +262,11 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             propagation,
         } => filesystem::mount_bind(
             root(state)?,
-            source,
-            *recursive,
+            (source, *recursive),
             attributes,
             target,
             *propagation,
+            &state.taken,
         ),
         Op::MountDetached {
             fd,
@@ -255,11 +279,18 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             attributes,
             target,
             *propagation,
+            &state.taken,
         ),
-        Op::FillDev { target, nodes } => filesystem::fill_dev(root(state)?, target, *nodes),
-        Op::Mask(path) => filesystem::mask(root(state)?, path),
-        Op::ReadOnlyPath(path) => filesystem::read_only_path(root(state)?, path),
-        Op::ReadOnlyRoot { recursive } => filesystem::read_only_root(root(state)?, *recursive),
+        Op::FillDev { target, nodes } => {
+            filesystem::fill_dev(root(state)?, target, *nodes, &state.taken)
+        }
+        Op::Link { target, to } => filesystem::make_link(root(state)?, target, to),
+        Op::ReadOnlyMount(path) => filesystem::read_only_mount(root(state)?, path, &state.taken),
+        Op::Mask(path) => filesystem::mask(root(state)?, path, &state.taken),
+        Op::ReadOnlyPath(path) => filesystem::read_only_path(root(state)?, path, &state.taken),
+        Op::ReadOnlyRoot { recursive } => {
+            filesystem::read_only_root(root(state)?, *recursive, &state.taken)
+        }
         Op::PivotRoot => filesystem::pivot_root(root(state)?),
         Op::NewSession => rustix::process::setsid()
             .map(drop)
@@ -305,7 +336,8 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
                 .map_err(Failure::of(Call::Sigaction))?;
             // From here on only the filter and execve are left to fail; the parent takes the
             // end of the socket for success. One that left at the gate is not told.
-            let _ = tell(plan, Record::Executing);
+            let fallbacks = state.taken.all();
+            let _ = tell(plan, Record::Executing { fallbacks });
             Ok(())
         }
         Op::Seccomp {
@@ -319,7 +351,8 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
         },
         Op::Terminal { size, console, uid } => {
             let size = (size.rows, size.columns);
-            let (master, slave) = filesystem::make_terminal(root(state)?, console, size, *uid)?;
+            let (master, slave) =
+                filesystem::make_terminal(root(state)?, console, size, *uid, &state.taken)?;
             state.terminal = Some(slave);
             pass(plan, passed::TERMINAL, master.as_fd())
         }
@@ -356,8 +389,9 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
                 owner: *owner,
                 nodes: *nodes,
             },
+            &state.taken,
         ),
-        Op::WriteProc { path, value, .. } => filesystem::write_proc(path, value),
+        Op::WriteProc { path, value, .. } => filesystem::write_proc(path, value, &state.taken),
         Op::Scheduler(attr) => sys::sched_setattr(attr).map_err(Failure::of(Call::SchedSetattr)),
         Op::Nice(nice) => rustix::process::setpriority_process(None, *nice)
             .map_err(Failure::of(Call::Setpriority)),
@@ -375,6 +409,7 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
         }
         Op::Keyring(name) => sys::join_session_keyring(name).map_err(Failure::of(Call::Keyctl)),
         Op::Gate(fd) => gate(plan, state, fd.in_child()),
+        Op::Init { subreaper } => init::go_on_below(*subreaper),
         Op::Exec => Err(Failure {
             call: Call::Execve,
             errno: execute(plan),
@@ -390,11 +425,12 @@ fn root(state: &State) -> Result<BorrowedFd<'_>, Failure> {
     })
 }
 
-fn close_fds(ranges: &[(u32, u32)]) -> Result<(), Failure> {
+fn close_fds(ranges: &[(u32, u32)], taken: &Taken) -> Result<(), Failure> {
     for (first, last) in ranges {
         match sys::close_range(*first, *last, false) {
             Ok(()) => {}
             Err(Errno::NOSYS | Errno::PERM) => {
+                taken.note(Fallbacks::CLOSE_ONE_BY_ONE);
                 // A seccomp filter that does not know the call. Beyond the soft limit there may
                 // be descriptors only if it was lowered after they were opened.
                 let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
@@ -431,12 +467,12 @@ fn join(state: &mut State, fd: PlanFd, kind: Namespace, when: JoinTime) -> Resul
     }
 }
 
-fn new_time(offsets: Option<&CStr>) -> Result<(), Failure> {
+fn new_time(offsets: Option<&CStr>, taken: &Taken) -> Result<(), Failure> {
     sys::unshare(Namespace::Time.flag()).map_err(Failure::of(Call::Unshare))?;
     if let Some(offsets) = offsets {
-        filesystem::write_proc(c"self/timens_offsets", offsets.to_bytes())?;
+        filesystem::write_proc(c"self/timens_offsets", offsets.to_bytes(), taken)?;
     }
-    let link = filesystem::open_proc(c"self/ns/time_for_children", false)?;
+    let link = filesystem::open_proc(c"self/ns/time_for_children", false, taken)?;
     sys::setns(link.as_fd(), Namespace::Time.flag()).map_err(Failure::of(Call::Setns))
 }
 
@@ -556,7 +592,7 @@ fn gate(plan: &Plan, state: &State, fd: BorrowedFd<'_>) -> Result<(), Failure> {
     if state.until <= until::GATE {
         // The parent is about to leave: what can be told now is told now.
         find_program(plan)?;
-        tell(plan, Record::Waiting { at: until::GATE })?;
+        tell(plan, state.waiting(until::GATE))?;
     }
     let mut byte = [0_u8];
     loop {

@@ -13,7 +13,9 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use crate::plan::{Attributes, PropagationChange, Target};
+use crate::copy_up;
+use crate::fallback::{Fallbacks, Taken};
+use crate::plan::{Attributes, CopyUp, PropagationChange, Target};
 use crate::protocol::{Call, Failure};
 use crate::sys::{self, MountAttr};
 
@@ -122,17 +124,15 @@ impl FdPath {
 /// Opens a file of a `/proc` that nobody else can reach, so that nothing can be mounted over it
 /// (CVE-2019-16884, CVE-2025-52881); where such a one is refused, of the one at `/proc`, having
 /// made sure that it is one.
-pub(crate) fn open_proc(path: &CStr, write: bool) -> Result<OwnedFd> {
+pub(crate) fn open_proc(path: &CStr, write: bool, taken: &Taken) -> Result<OwnedFd> {
     const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
-    let proc = match private_proc() {
-        Ok(proc) => proc,
-        Err(_) => rustix::fs::openat(
-            CWD,
-            c"/proc",
-            O_PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-            Mode::empty(),
-        )
-        .map_err(Failure::of(Call::Openat))?,
+    let proc = if let Ok(proc) = private_proc() {
+        proc
+    } else {
+        taken.note(Fallbacks::SHARED_PROC);
+        let flags = O_PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        rustix::fs::openat(CWD, c"/proc", flags, Mode::empty())
+            .map_err(Failure::of(Call::Openat))?
     };
     let fs = rustix::fs::fstatfs(&proc).map_err(Failure::of(Call::Fstat))?;
     if fs.f_type != PROC_SUPER_MAGIC {
@@ -177,8 +177,8 @@ fn private_proc() -> Result<OwnedFd> {
 }
 
 /// Writes `value` to a file of `/proc` in one call.
-pub(crate) fn write_proc(path: &CStr, value: &[u8]) -> Result<()> {
-    let file = open_proc(path, true)?;
+pub(crate) fn write_proc(path: &CStr, value: &[u8], taken: &Taken) -> Result<()> {
+    let file = open_proc(path, true, taken)?;
     match rustix::io::write(&file, value) {
         Ok(written) if written == value.len() => Ok(()),
         Ok(_) => Err(Failure::of(Call::Write)(Errno::IO)),
@@ -192,18 +192,44 @@ fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {
         .map_err(Failure::of(Call::Fstat))
 }
 
-/// A detached copy of the mounts at `path`, seen from `at`.
-fn clone_tree(at: BorrowedFd<'_>, path: &CStr, recursive: bool, nofollow: bool) -> Result<OwnedFd> {
+/// Whether a call of the new mount API is one that the kernel does not have, or that a seccomp
+/// filter does not know.
+fn is_missing(failure: Failure) -> bool {
+    matches!(
+        (failure.call, failure.errno),
+        (
+            Call::Fsopen | Call::OpenTree | Call::MoveMount,
+            Errno::NOSYS | Errno::PERM
+        )
+    )
+}
+
+/// Where something is mounted.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// What is there, as it was resolved.
+    fd: BorrowedFd<'a>,
+    /// From where the path leads there, and to what is mounted there later.
+    root: BorrowedFd<'a>,
+    path: &'a CStr,
+}
+
+impl Place<'_> {
+    /// The topmost mount: a descriptor leads below what was mounted after it was opened.
+    fn reopen(&self) -> Result<OwnedFd> {
+        open_inside(self.root, self.path, O_PATH).map_err(Failure::of(Call::Openat2))
+    }
+}
+
+/// A detached copy of the mounts at `source`.
+fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    if nofollow {
-        flags |= OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    }
-    rustix::mount::open_tree(at, path, flags).map_err(Failure::of(Call::OpenTree))
+    rustix::mount::open_tree(source, c"", flags).map_err(Failure::of(Call::OpenTree))
 }
 
 fn move_onto(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
@@ -220,19 +246,27 @@ fn move_onto(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
 /// Sets attributes on a mount that is attached or not. `false`: the kernel is too old to do so
 /// before the mount is attached; [`set_attributes_attached`] can.
 fn set_attributes(mount: BorrowedFd<'_>, attributes: &Attributes) -> Result<bool> {
+    if attributes.has_tree() {
+        sys::mount_setattr(mount, true, &attributes.tree)
+            .map_err(Failure::of(Call::MountSetattr))?;
+    }
     if attributes.attr.set == 0 && attributes.attr.clear == 0 {
         return Ok(true);
     }
-    match sys::mount_setattr(mount, attributes.recursive, &attributes.attr) {
+    match sys::mount_setattr(mount, false, &attributes.attr) {
         Ok(()) => Ok(true),
-        Err(Errno::NOSYS) if !attributes.recursive && !attributes.modern => Ok(false),
+        Err(Errno::NOSYS) if !attributes.modern => Ok(false),
         Err(errno) => Err(Failure::of(Call::MountSetattr)(errno)),
     }
 }
 
 /// Sets attributes by `mount(2)`, keeping those that the mount has: in a user namespace they may
 /// be locked.
-fn set_attributes_attached(mount: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
+fn set_attributes_attached(
+    mount: BorrowedFd<'_>,
+    attributes: &Attributes,
+    taken: &Taken,
+) -> Result<()> {
     // The low bits of f_flags are the MS_ flags of the same name, but for relatime, which is
     // the default and for which statvfs has a bit of its own.
     const KEPT: u64 = libc::MS_RDONLY
@@ -241,6 +275,7 @@ fn set_attributes_attached(mount: BorrowedFd<'_>, attributes: &Attributes) -> Re
         | libc::MS_NOEXEC
         | libc::MS_NOATIME
         | libc::MS_NODIRATIME;
+    taken.note(Fallbacks::CLASSIC_ATTRIBUTES);
     let fs = rustix::fs::fstatfs(mount).map_err(Failure::of(Call::Fstat))?;
     let kept = fs.f_flags.cast_unsigned() & KEPT & !attributes.classic_clear;
     sys::mount(
@@ -253,7 +288,11 @@ fn set_attributes_attached(mount: BorrowedFd<'_>, attributes: &Attributes) -> Re
     .map_err(Failure::of(Call::Mount))
 }
 
-fn set_propagation(mount: BorrowedFd<'_>, change: Option<PropagationChange>) -> Result<()> {
+fn set_propagation(
+    mount: BorrowedFd<'_>,
+    change: Option<PropagationChange>,
+    taken: &Taken,
+) -> Result<()> {
     let Some(change) = change else {
         return Ok(());
     };
@@ -263,6 +302,7 @@ fn set_propagation(mount: BorrowedFd<'_>, change: Option<PropagationChange>) -> 
     };
     match sys::mount_setattr(mount, change.recursive, &attr) {
         Err(Errno::NOSYS) => {
+            taken.note(Fallbacks::CLASSIC_ATTRIBUTES);
             let recursive = if change.recursive { libc::MS_REC } else { 0 };
             sys::mount(
                 None,
@@ -283,13 +323,47 @@ fn attach(
     attributes: &Attributes,
     target: BorrowedFd<'_>,
     propagation: Option<PropagationChange>,
+    taken: &Taken,
 ) -> Result<()> {
     let set = set_attributes(mount, attributes)?;
     move_onto(mount, target)?;
     if !set {
-        set_attributes_attached(mount, attributes)?;
+        set_attributes_attached(mount, attributes, taken)?;
     }
-    set_propagation(mount, propagation)
+    set_propagation(mount, propagation, taken)
+}
+
+/// Binds what is at `source`, and if asked for what is mounted below it.
+fn bind(
+    source: BorrowedFd<'_>,
+    recursive: bool,
+    attributes: &Attributes,
+    place: Place<'_>,
+    propagation: Option<PropagationChange>,
+    taken: &Taken,
+) -> Result<()> {
+    let modern = clone_tree(source, recursive)
+        .and_then(|tree| attach(tree.as_fd(), attributes, place.fd, propagation, taken));
+    match modern {
+        Err(failure) if is_missing(failure) => {
+            taken.note(Fallbacks::CLASSIC_BIND);
+            let recursive = if recursive { libc::MS_REC } else { 0 };
+            sys::mount(
+                Some(FdPath::new(source).as_c_str()),
+                FdPath::new(place.fd).as_c_str(),
+                None,
+                libc::MS_BIND | recursive,
+                None,
+            )
+            .map_err(Failure::of(Call::Mount))?;
+            let mount = place.reopen()?;
+            if !set_attributes(mount.as_fd(), attributes)? {
+                set_attributes_attached(mount.as_fd(), attributes, taken)?;
+            }
+            set_propagation(mount.as_fd(), propagation, taken)
+        }
+        result => result,
+    }
 }
 
 pub(crate) fn open_root() -> Result<OwnedFd> {
@@ -297,11 +371,25 @@ pub(crate) fn open_root() -> Result<OwnedFd> {
         .map_err(Failure::of(Call::Openat))
 }
 
-pub(crate) fn attach_root_path(path: &CStr) -> Result<OwnedFd> {
-    let directory = rustix::fs::openat(CWD, path, O_PATH | OFlags::DIRECTORY, Mode::empty())
-        .map_err(Failure::of(Call::Openat))?;
-    let tree = clone_tree(directory.as_fd(), c"", true, false)?;
-    attach_root_mount(tree.as_fd())
+pub(crate) fn attach_root_path(path: &CStr, taken: &Taken) -> Result<OwnedFd> {
+    let directory = open_source(path, OFlags::DIRECTORY)?;
+    match clone_tree(directory.as_fd(), true).and_then(|tree| attach_root_mount(tree.as_fd())) {
+        Err(failure) if is_missing(failure) => {
+            taken.note(Fallbacks::CLASSIC_BIND);
+            sys::mount(
+                Some(FdPath::new(directory.as_fd()).as_c_str()),
+                c"/",
+                None,
+                libc::MS_BIND | libc::MS_REC,
+                None,
+            )
+            .map_err(Failure::of(Call::Mount))?;
+            // The one path from here that leads onto a mount that covers the root.
+            rustix::fs::openat(CWD, c"/..", O_PATH | OFlags::DIRECTORY, Mode::empty())
+                .map_err(Failure::of(Call::Openat))
+        }
+        result => result,
+    }
 }
 
 /// Attaches the mount over `/`. Paths that begin at `/` still lead through what is below it,
@@ -312,6 +400,11 @@ pub(crate) fn attach_root_mount(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(mount, 3).map_err(Failure::of(Call::Fcntl))
 }
 
+/// A file or directory of the caller.
+fn open_source(path: &CStr, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::openat(CWD, path, O_PATH | flags, Mode::empty()).map_err(Failure::of(Call::Openat))
+}
+
 /// A file system to be made.
 pub(crate) struct NewFilesystem<'a> {
     pub(crate) kind: &'a CStr,
@@ -319,6 +412,7 @@ pub(crate) struct NewFilesystem<'a> {
     pub(crate) options: &'a [(CString, Option<CString>)],
     pub(crate) data: &'a CStr,
     pub(crate) or_bind: Option<&'a CStr>,
+    pub(crate) copy_up: CopyUp,
 }
 
 pub(crate) fn mount_new(
@@ -327,28 +421,51 @@ pub(crate) fn mount_new(
     attributes: &Attributes,
     target: &Target,
     propagation: Option<PropagationChange>,
+    taken: &Taken,
 ) -> Result<()> {
-    let path = target.path.as_c_str();
-    let target = open_target(root, target, Make::Directory)?;
-    match make_filesystem(new, attributes) {
-        Ok(mount) => {
-            move_onto(mount.as_fd(), target.as_fd())?;
-            set_propagation(mount.as_fd(), propagation)
+    let fd = open_target(root, target, Make::Directory)?;
+    let place = Place {
+        fd: fd.as_fd(),
+        root,
+        path: &target.path,
+    };
+    let result = match mount_modern(new, attributes, place, propagation, taken) {
+        Err(failure) if is_missing(failure) => {
+            taken.note(Fallbacks::CLASSIC_MOUNT);
+            mount_classic(new, attributes, place, propagation, taken)
         }
-        // A kernel or a seccomp filter without the new mount API.
-        Err(Failure {
-            call: Call::Fsopen,
-            errno: Errno::NOSYS | Errno::PERM,
-        }) => match mount_classic(new, attributes, target.as_fd(), (root, path)) {
-            Err(failure) if failure.errno == Errno::PERM && new.or_bind.is_some() => {
-                bind_instead(new, attributes, target.as_fd(), propagation)
-            }
-            result => result,
-        },
-        Err(Failure {
-            errno: Errno::PERM, ..
-        }) if new.or_bind.is_some() => bind_instead(new, attributes, target.as_fd(), propagation),
-        Err(failure) => Err(failure),
+        result => result,
+    };
+    match (result, new.or_bind) {
+        (
+            Err(Failure {
+                errno: Errno::PERM, ..
+            }),
+            Some(own),
+        ) => bind_instead(own, attributes, place, propagation, taken),
+        (result, _) => result,
+    }
+}
+
+/// A new file system that is put in place when it is as it is to be.
+fn mount_modern(
+    new: &NewFilesystem<'_>,
+    attributes: &Attributes,
+    place: Place<'_>,
+    propagation: Option<PropagationChange>,
+    taken: &Taken,
+) -> Result<()> {
+    let mut at_first = *attributes;
+    if new.copy_up != CopyUp::Nothing {
+        at_first.attr.set &= !READ_ONLY.attr.set;
+    }
+    let mount = make_filesystem(new, &at_first)?;
+    copy_up::copy(new.copy_up, place.fd, mount.as_fd())?;
+    if at_first.attr.set == attributes.attr.set {
+        move_onto(mount.as_fd(), place.fd)?;
+        set_propagation(mount.as_fd(), propagation, taken)
+    } else {
+        attach(mount.as_fd(), attributes, place.fd, propagation, taken)
     }
 }
 
@@ -357,45 +474,61 @@ pub(crate) fn mount_new(
 fn mount_classic(
     new: &NewFilesystem<'_>,
     attributes: &Attributes,
-    target: BorrowedFd<'_>,
-    (root, path): (BorrowedFd<'_>, &CStr),
+    place: Place<'_>,
+    propagation: Option<PropagationChange>,
+    taken: &Taken,
 ) -> Result<()> {
     let data = (!new.data.is_empty()).then_some(new.data);
     let flags = attributes.classic & !libc::MS_RDONLY;
     sys::mount(
         Some(new.name),
-        FdPath::new(target).as_c_str(),
+        FdPath::new(place.fd).as_c_str(),
         Some(new.kind),
         flags,
         data,
     )
     .map_err(Failure::of(Call::Mount))?;
-    if attributes.classic == flags {
-        return Ok(());
+    let mount = place.reopen()?;
+    copy_up::copy(new.copy_up, place.fd, mount.as_fd())?;
+    if attributes.classic != flags {
+        set_attributes_attached(mount.as_fd(), attributes, taken)?;
     }
-    // The descriptor leads below the new mount; only the path leads onto it.
-    let mount = open_inside(root, path, O_PATH).map_err(Failure::of(Call::Openat2))?;
-    set_attributes_attached(mount.as_fd(), attributes)
+    set_propagation(mount.as_fd(), propagation, taken)
 }
 
 /// The caller's own instance, with what is mounted in it: in a user namespace mounts cannot be
 /// parted from what is below them.
 fn bind_instead(
-    new: &NewFilesystem<'_>,
+    own: &CStr,
     attributes: &Attributes,
-    target: BorrowedFd<'_>,
+    place: Place<'_>,
     propagation: Option<PropagationChange>,
+    taken: &Taken,
 ) -> Result<()> {
-    let tree = clone_tree(CWD, new.or_bind.unwrap_or(c""), true, false)?;
-    let recursive = Attributes {
-        recursive: true,
+    taken.note(Fallbacks::BOUND_FILESYSTEM);
+    let source = open_source(own, OFlags::empty())?;
+    bind_whole(source.as_fd(), attributes, place, propagation, taken)
+}
+
+/// Binds a tree with attributes for all of it, or for the topmost mount where the kernel can do no
+/// more.
+fn bind_whole(
+    source: BorrowedFd<'_>,
+    attributes: &Attributes,
+    place: Place<'_>,
+    propagation: Option<PropagationChange>,
+    taken: &Taken,
+) -> Result<()> {
+    let whole = Attributes {
+        tree: attributes.attr,
+        attr: MountAttr::default(),
         ..*attributes
     };
-    match attach(tree.as_fd(), &recursive, target, propagation) {
+    match bind(source, true, &whole, place, propagation, taken) {
         Err(Failure {
             call: Call::MountSetattr,
             errno: Errno::NOSYS,
-        }) => attach(tree.as_fd(), attributes, target, propagation),
+        }) => bind(source, true, attributes, place, propagation, taken),
         result => result,
     }
 }
@@ -427,14 +560,27 @@ fn make_filesystem(new: &NewFilesystem<'_>, attributes: &Attributes) -> Result<O
 
 pub(crate) fn mount_bind(
     root: BorrowedFd<'_>,
-    source: &CStr,
-    recursive: bool,
+    (source, recursive): (&CStr, bool),
     attributes: &Attributes,
     target: &Target,
     propagation: Option<PropagationChange>,
+    taken: &Taken,
 ) -> Result<()> {
-    let tree = clone_tree(CWD, source, recursive, false)?;
-    mount_detached(root, tree.as_fd(), attributes, target, propagation)
+    let source = open_source(source, OFlags::empty())?;
+    let fd = open_target(root, target, make_for(source.as_fd())?)?;
+    let place = Place {
+        fd: fd.as_fd(),
+        root,
+        path: &target.path,
+    };
+    bind(
+        source.as_fd(),
+        recursive,
+        attributes,
+        place,
+        propagation,
+        taken,
+    )
 }
 
 pub(crate) fn mount_detached(
@@ -443,13 +589,18 @@ pub(crate) fn mount_detached(
     attributes: &Attributes,
     target: &Target,
     propagation: Option<PropagationChange>,
+    taken: &Taken,
 ) -> Result<()> {
-    let make = match file_type(mount)? {
+    let target = open_target(root, target, make_for(mount)?)?;
+    attach(mount, attributes, target.as_fd(), propagation, taken)
+}
+
+/// What can be covered by it.
+fn make_for(mount: BorrowedFd<'_>) -> Result<Make> {
+    Ok(match file_type(mount)? {
         FileType::Directory => Make::Directory,
         _ => Make::File,
-    };
-    let target = open_target(root, target, make)?;
-    attach(mount, attributes, target.as_fd(), propagation)
+    })
 }
 
 /// The devices of a minimal `/dev`: name, path outside, major and minor number.
@@ -472,11 +623,16 @@ const LINKS: [(&CStr, &CStr); 5] = [
 
 /// Makes the devices in the file system that was mounted on `target` just before: the path leads
 /// to it, and no longer to what was there.
-pub(crate) fn fill_dev(root: BorrowedFd<'_>, target: &Target, nodes: bool) -> Result<()> {
+pub(crate) fn fill_dev(
+    root: BorrowedFd<'_>,
+    target: &Target,
+    nodes: bool,
+    taken: &Taken,
+) -> Result<()> {
     let dev = open_inside(root, &target.path, O_PATH | OFlags::DIRECTORY)
         .map_err(Failure::of(Call::Openat2))?;
     for (name, outside, major, minor) in DEVICES {
-        make_device(dev.as_fd(), name, outside, (major, minor), nodes)?;
+        make_device(dev.as_fd(), name, outside, (major, minor), nodes, taken)?;
     }
     for (to, name) in LINKS {
         rustix::fs::symlinkat(to, &dev, name).map_err(Failure::of(Call::Symlinkat))?;
@@ -490,6 +646,7 @@ fn make_device(
     outside: &CStr,
     (major, minor): (u32, u32),
     node: bool,
+    taken: &Taken,
 ) -> Result<()> {
     let number = rustix::fs::makedev(major, minor);
     if node {
@@ -502,8 +659,30 @@ fn make_device(
         }
     }
     let target = make_in(dev, name, Make::File)?;
-    let tree = open_device(outside, FileType::CharacterDevice, number)?;
-    move_onto(tree.as_fd(), target.as_fd())
+    let device = open_device(outside, FileType::CharacterDevice, number)?;
+    let place = Place {
+        fd: target.as_fd(),
+        root: dev,
+        path: name,
+    };
+    bind_device(device.as_fd(), place, taken)
+}
+
+fn bind_device(device: BorrowedFd<'_>, place: Place<'_>, taken: &Taken) -> Result<()> {
+    taken.note(Fallbacks::BOUND_DEVICES);
+    bind(device, false, &Attributes::default(), place, None, taken)
+}
+
+/// Makes a link that nothing is in the way of.
+pub(crate) fn make_link(root: BorrowedFd<'_>, target: &Target, to: &CStr) -> Result<()> {
+    let Some((_, name)) = target.components.last() else {
+        return Ok(());
+    };
+    let parent = open_parent(root, target)?;
+    match rustix::fs::symlinkat(to, &parent, name.as_c_str()) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(Failure::of(Call::Symlinkat)(errno)),
+    }
 }
 
 /// A node that the caller asks for.
@@ -516,7 +695,12 @@ pub(crate) struct Node<'a> {
     pub(crate) nodes: bool,
 }
 
-pub(crate) fn make_node(root: BorrowedFd<'_>, target: &Target, node: &Node<'_>) -> Result<()> {
+pub(crate) fn make_node(
+    root: BorrowedFd<'_>,
+    target: &Target,
+    node: &Node<'_>,
+    taken: &Taken,
+) -> Result<()> {
     let number = rustix::fs::makedev(node.number.0, node.number.1);
     let (_, name) = target
         .components
@@ -546,9 +730,14 @@ pub(crate) fn make_node(root: BorrowedFd<'_>, target: &Target, node: &Node<'_>) 
             Err(errno) => return Err(Failure::of(Call::Mknodat)(errno)),
         }
     }
-    let tree = open_device(node.outside, node.kind, number)?;
-    let target = open_target(root, target, Make::File)?;
-    move_onto(tree.as_fd(), target.as_fd())
+    let device = open_device(node.outside, node.kind, number)?;
+    let fd = open_target(root, target, Make::File)?;
+    let place = Place {
+        fd: fd.as_fd(),
+        root,
+        path: &target.path,
+    };
+    bind_device(device.as_fd(), place, taken)
 }
 
 fn set_owner(parent: BorrowedFd<'_>, name: &CStr, owner: Option<(u32, u32)>) -> Result<()> {
@@ -585,6 +774,7 @@ pub(crate) fn make_terminal(
     console: &Target,
     (rows, columns): (u16, u16),
     uid: Option<u32>,
+    taken: &Taken,
 ) -> Result<(OwnedFd, OwnedFd)> {
     use rustix::pty::OpenptFlags;
     const DEVPTS_SUPER_MAGIC: rustix::fs::FsWord = 0x1cd1;
@@ -616,31 +806,41 @@ pub(crate) fn make_terminal(
             .map_err(Failure::of(Call::Chown))?;
     }
     if console.create {
-        let target = open_target(root, console, Make::File)?;
-        let tree = clone_tree(slave.as_fd(), c"", false, false)?;
-        move_onto(tree.as_fd(), target.as_fd())?;
+        let fd = open_target(root, console, Make::File)?;
+        let place = Place {
+            fd: fd.as_fd(),
+            root,
+            path: &console.path,
+        };
+        let attributes = Attributes::default();
+        bind(slave.as_fd(), false, &attributes, place, None, taken)?;
     }
     Ok((master, slave))
 }
 
-/// A detached bind of a device of the caller, having made sure that it is that device
+/// A device of the caller to be bound, having made sure that it is that device
 /// (CVE-2025-31133).
 fn open_device(path: &CStr, kind: FileType, number: u64) -> Result<OwnedFd> {
-    let tree = clone_tree(CWD, path, false, true)?;
-    let stat = rustix::fs::fstat(&tree).map_err(Failure::of(Call::Fstat))?;
+    let device = open_source(path, OFlags::NOFOLLOW)?;
+    let stat = rustix::fs::fstat(&device).map_err(Failure::of(Call::Fstat))?;
     if FileType::from_raw_mode(stat.st_mode) == kind && stat.st_rdev == number {
-        Ok(tree)
+        Ok(device)
     } else {
         Err(Failure {
-            call: Call::OpenTree,
+            call: Call::Openat,
             errno: Errno::NODEV,
         })
     }
 }
 
-pub(crate) fn mask(root: BorrowedFd<'_>, path: &CStr) -> Result<()> {
+pub(crate) fn mask(root: BorrowedFd<'_>, path: &CStr, taken: &Taken) -> Result<()> {
     let Some(target) = open_existing(root, path)? else {
         return Ok(());
+    };
+    let place = Place {
+        fd: target.as_fd(),
+        root,
+        path,
     };
     if file_type(target.as_fd())? != FileType::Directory {
         let null = open_device(
@@ -648,7 +848,8 @@ pub(crate) fn mask(root: BorrowedFd<'_>, path: &CStr) -> Result<()> {
             FileType::CharacterDevice,
             rustix::fs::makedev(1, 3),
         )?;
-        return move_onto(null.as_fd(), target.as_fd());
+        let attributes = Attributes::default();
+        return bind(null.as_fd(), false, &attributes, place, None, taken);
     }
     let new = NewFilesystem {
         kind: c"tmpfs",
@@ -656,31 +857,33 @@ pub(crate) fn mask(root: BorrowedFd<'_>, path: &CStr) -> Result<()> {
         options: &[],
         data: c"",
         or_bind: None,
+        copy_up: CopyUp::Nothing,
     };
-    match make_filesystem(&new, &READ_ONLY) {
-        Ok(mount) => move_onto(mount.as_fd(), target.as_fd()),
-        Err(Failure {
-            call: Call::Fsopen,
-            errno: Errno::NOSYS | Errno::PERM,
-        }) => mount_classic(&new, &READ_ONLY, target.as_fd(), (root, path)),
-        Err(failure) => Err(failure),
+    match mount_modern(&new, &READ_ONLY, place, None, taken) {
+        Err(failure) if is_missing(failure) => {
+            taken.note(Fallbacks::CLASSIC_MOUNT);
+            mount_classic(&new, &READ_ONLY, place, None, taken)
+        }
+        result => result,
     }
 }
 
-pub(crate) fn read_only_path(root: BorrowedFd<'_>, path: &CStr) -> Result<()> {
+pub(crate) fn read_only_path(root: BorrowedFd<'_>, path: &CStr, taken: &Taken) -> Result<()> {
     let Some(target) = open_existing(root, path)? else {
         return Ok(());
     };
-    let tree = clone_tree(target.as_fd(), c"", true, false)?;
-    let mut attributes = READ_ONLY;
-    attributes.recursive = true;
-    match attach(tree.as_fd(), &attributes, target.as_fd(), None) {
-        Err(Failure {
-            call: Call::MountSetattr,
-            errno: Errno::NOSYS,
-        }) => attach(tree.as_fd(), &READ_ONLY, target.as_fd(), None),
-        result => result,
-    }
+    let place = Place {
+        fd: target.as_fd(),
+        root,
+        path,
+    };
+    bind_whole(target.as_fd(), &READ_ONLY, place, None, taken)
+}
+
+/// Makes a mount that is there read-only.
+pub(crate) fn read_only_mount(root: BorrowedFd<'_>, path: &CStr, taken: &Taken) -> Result<()> {
+    let mount = open_inside(root, path, O_PATH).map_err(Failure::of(Call::Openat2))?;
+    read_only_root(mount.as_fd(), false, taken)
 }
 
 const READ_ONLY: Attributes = Attributes {
@@ -690,7 +893,12 @@ const READ_ONLY: Attributes = Attributes {
         propagation: 0,
         userns_fd: 0,
     },
-    recursive: false,
+    tree: MountAttr {
+        set: 0,
+        clear: 0,
+        propagation: 0,
+        userns_fd: 0,
+    },
     classic: libc::MS_RDONLY,
     classic_clear: 0,
     modern: false,
@@ -704,15 +912,15 @@ fn open_existing(root: BorrowedFd<'_>, path: &CStr) -> Result<Option<OwnedFd>> {
     }
 }
 
-pub(crate) fn read_only_root(root: BorrowedFd<'_>, recursive: bool) -> Result<()> {
-    let attributes = Attributes {
-        recursive,
-        ..READ_ONLY
-    };
+pub(crate) fn read_only_root(root: BorrowedFd<'_>, recursive: bool, taken: &Taken) -> Result<()> {
+    let mut attributes = READ_ONLY;
+    if recursive {
+        std::mem::swap(&mut attributes.attr, &mut attributes.tree);
+    }
     if set_attributes(root, &attributes)? {
         Ok(())
     } else {
-        set_attributes_attached(root, &attributes)
+        set_attributes_attached(root, &attributes, taken)
     }
 }
 

@@ -38,6 +38,20 @@ impl NamespaceId {
         Self::of_path(format!("/proc/thread-self/ns/{}", kind.proc_name()), kind)
     }
 
+    /// `None` for a kind that the kernel was built without.
+    pub(crate) fn of_this_thread_if_known(kind: Namespace) -> Result<Option<Self>, Error> {
+        match Self::of_this_thread(kind) {
+            Ok(id) => Ok(Some(id)),
+            Err(Error::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound
+                    && Path::new("/proc/thread-self/ns/mnt").exists() =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// All namespaces of the process `pid`.
     ///
     /// # Errors

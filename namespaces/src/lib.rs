@@ -7,11 +7,14 @@ mod command;
 mod compile;
 mod compile_filesystem;
 mod compile_process;
+mod copy_up;
 mod error;
 mod execute;
+mod fallback;
 mod filesystem;
 mod identity;
 mod idmap;
+mod init;
 mod mount;
 mod namespace;
 mod own_executable;
@@ -31,9 +34,10 @@ pub use attributes::{
     TimeOffset,
 };
 pub use capability::{Capabilities, Capability, CapabilitySet, UnknownCapability};
-pub use child::{Child, ResourceUsage};
+pub use child::{Change, Child, ResourceUsage};
 pub use command::Command;
 pub use error::{Error, Origin, Step, StepError};
+pub use fallback::Fallbacks;
 pub use identity::{NamespaceId, persist, user_namespace};
 pub use idmap::{Degradation, IdMap, IdMapping, IdRange, UserMapping};
 pub use mount::{Mount, MountAttributes, Propagation, Root};

@@ -65,6 +65,8 @@ pub(crate) enum Source {
         name: OsString,
         /// What to do where the kernel refuses with EPERM.
         or_bind: Option<PathBuf>,
+        /// Whether what is at the target is copied into it.
+        copy_up: bool,
     },
     Bind {
         path: PathBuf,
@@ -72,7 +74,9 @@ pub(crate) enum Source {
     },
     Detached(OwnedFd),
     /// The minimal /dev.
-    Dev,
+    Dev {
+        options: Vec<(OsString, Option<OsString>)>,
+    },
 }
 
 /// One mount inside the new root, described as data.
@@ -84,10 +88,14 @@ pub(crate) enum Source {
 pub struct Mount {
     pub(crate) source: Source,
     pub(crate) target: PathBuf,
+    /// Of the topmost mount, set and cleared after those of the tree.
     pub(crate) attributes: MountAttributes,
     pub(crate) cleared: MountAttributes,
-    pub(crate) idmap: Option<OwnedFd>,
-    pub(crate) recursive_attributes: bool,
+    /// Of every mount of the tree.
+    pub(crate) tree_attributes: MountAttributes,
+    pub(crate) tree_cleared: MountAttributes,
+    pub(crate) idmap: Option<(OwnedFd, bool)>,
+    pub(crate) read_only_when_done: bool,
     pub(crate) propagation: Option<(Propagation, bool)>,
     pub(crate) create_target: bool,
 }
@@ -99,8 +107,10 @@ impl Mount {
             target: target.to_owned(),
             attributes: MountAttributes::empty(),
             cleared: MountAttributes::empty(),
+            tree_attributes: MountAttributes::empty(),
+            tree_cleared: MountAttributes::empty(),
             idmap: None,
-            recursive_attributes: false,
+            read_only_when_done: false,
             propagation: None,
             create_target: true,
         }
@@ -116,6 +126,7 @@ impl Mount {
                 kind,
                 options: Vec::new(),
                 or_bind: None,
+                copy_up: false,
             },
             target.as_ref(),
         )
@@ -178,10 +189,11 @@ impl Mount {
     /// A minimal `/dev`: a tmpfs with `null zero full random urandom tty` (nodes where that is
     /// allowed, else binds of the caller's), and the links `fd stdin stdout stderr ptmx`. Add
     /// [`devpts`](Self::devpts) on `/dev/pts` and a [`tmpfs`](Self::tmpfs) on `/dev/shm` as
-    /// wanted.
+    /// wanted. Mode 0755 and at most 64 MiB, unless [options](Self::option) say otherwise.
     #[doc(alias = "mknod")]
     pub fn dev(target: impl AsRef<Path>) -> Self {
-        Self::new(Source::Dev, target.as_ref())
+        let options = Vec::new();
+        Self::new(Source::Dev { options }, target.as_ref())
             .attributes(MountAttributes::NO_SUID | MountAttributes::STRICT_ATIME)
     }
 
@@ -239,24 +251,35 @@ impl Mount {
         ]
     }
 
-    /// Replaces the attributes that are set on the topmost mount; others stay as they are.
+    /// Replaces the attributes to be set by these, for the topmost mount; others stay as they are.
     pub fn attributes(mut self, attributes: MountAttributes) -> Self {
         self.attributes = attributes;
-        self.recursive_attributes = false;
+        self.tree_attributes = MountAttributes::empty();
         self
     }
 
-    /// Replaces the attributes that are set on every mount of a recursive bind. Linux 5.12.
+    /// Replaces the attributes to be set by these, for every mount of a recursive bind or a
+    /// detached tree. Linux 5.12.
     #[doc(alias = "mount_setattr")]
     pub fn attributes_recursive(mut self, attributes: MountAttributes) -> Self {
-        self.attributes = attributes;
-        self.recursive_attributes = true;
+        self.attributes = MountAttributes::empty();
+        self.tree_attributes = attributes;
         self
     }
 
-    /// Adds attributes.
+    /// Adds attributes, for the topmost mount.
     pub fn with(mut self, attributes: MountAttributes) -> Self {
         self.attributes |= attributes;
+        self.cleared -= attributes;
+        self
+    }
+
+    /// Adds attributes for every mount of a recursive bind or a detached tree. What is said of the
+    /// topmost mount alone, by [`with`](Self::with) and [`without`](Self::without), counts more.
+    /// Linux 5.12.
+    pub fn with_recursive(mut self, attributes: MountAttributes) -> Self {
+        self.tree_attributes |= attributes;
+        self.tree_cleared -= attributes;
         self
     }
 
@@ -265,6 +288,13 @@ impl Mount {
     pub fn without(mut self, attributes: MountAttributes) -> Self {
         self.cleared |= attributes;
         self.attributes -= attributes;
+        self
+    }
+
+    /// Clears attributes of every mount of a recursive bind or a detached tree. Linux 5.12.
+    pub fn without_recursive(mut self, attributes: MountAttributes) -> Self {
+        self.tree_cleared |= attributes;
+        self.tree_attributes -= attributes;
         self
     }
 
@@ -278,19 +308,51 @@ impl Mount {
     /// When the fd cannot be duplicated.
     #[doc(alias = "MOUNT_ATTR_IDMAP")]
     pub fn idmapped(mut self, user_namespace: impl AsFd) -> io::Result<Self> {
-        self.idmap = Some(user_namespace.as_fd().try_clone_to_owned()?);
+        self.idmap = Some((user_namespace.as_fd().try_clone_to_owned()?, false));
+        Ok(self)
+    }
+
+    /// As [`idmapped`](Self::idmapped), for every mount of a recursive bind or a detached tree.
+    ///
+    /// # Errors
+    ///
+    /// When the fd cannot be duplicated.
+    pub fn idmapped_recursive(mut self, user_namespace: impl AsFd) -> io::Result<Self> {
+        self.idmap = Some((user_namespace.as_fd().try_clone_to_owned()?, true));
         Ok(self)
     }
 
     /// Makes it read-only; for a recursive bind everything below too, which needs Linux 5.12
     /// where something is mounted below.
-    pub fn read_only(mut self) -> Self {
-        self.attributes |= MountAttributes::READ_ONLY;
+    pub fn read_only(self) -> Self {
         if let Source::Bind {
             recursive: true, ..
         } = self.source
         {
-            self.recursive_attributes = true;
+            self.with_recursive(MountAttributes::READ_ONLY)
+        } else {
+            self.with(MountAttributes::READ_ONLY)
+        }
+    }
+
+    /// Makes it read-only when every mount, device and link of the command has been made, which
+    /// may be within it: for `/dev`, or the tmpfs that holds the control groups of v1.
+    pub fn read_only_when_done(mut self) -> Self {
+        self.read_only_when_done = true;
+        self
+    }
+
+    /// Whether what is in the target directory is copied into the new file system, with owners,
+    /// modes and times, before it covers the directory. The file system gets owner and mode of the
+    /// directory, too, unless a `mode` is among its options. Off by default; without meaning for
+    /// binds and detached mounts.
+    ///
+    /// In a user namespace owners without a number inside become root's, and device nodes, which
+    /// cannot be made there, are left out; so are sockets. Directories may be 64 deep.
+    #[doc(alias = "tmpcopyup")]
+    pub fn copy_up(mut self, copy: bool) -> Self {
+        if let Source::Filesystem { copy_up, .. } = &mut self.source {
+            *copy_up = copy;
         }
         self
     }
@@ -299,7 +361,7 @@ impl Mount {
     /// proc. Without meaning for binds and detached mounts.
     #[doc(alias = "fsconfig")]
     pub fn option(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        if let Source::Filesystem { options, .. } = &mut self.source {
+        if let Source::Filesystem { options, .. } | Source::Dev { options } = &mut self.source {
             options.push((key.into(), Some(value.into())));
         }
         self
@@ -307,7 +369,7 @@ impl Mount {
 
     /// An option of the file system without a value.
     pub fn flag(mut self, key: impl Into<OsString>) -> Self {
-        if let Source::Filesystem { options, .. } = &mut self.source {
+        if let Source::Filesystem { options, .. } | Source::Dev { options } = &mut self.source {
             options.push((key.into(), None));
         }
         self

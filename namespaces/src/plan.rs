@@ -26,12 +26,29 @@ pub(crate) struct Target {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Attributes {
     pub(crate) attr: MountAttr,
-    pub(crate) recursive: bool,
+    /// What is changed of every mount of the tree, before that.
+    pub(crate) tree: MountAttr,
     /// The `MS_…` flags for kernels without `mount_setattr`, to be set and to be cleared.
     pub(crate) classic: u64,
     pub(crate) classic_clear: u64,
     /// Only `mount_setattr` can do it.
     pub(crate) modern: bool,
+}
+
+impl Attributes {
+    pub(crate) fn has_tree(&self) -> bool {
+        self.tree.set != 0 || self.tree.clear != 0
+    }
+}
+
+/// What is copied into a new file system before it covers its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CopyUp {
+    Nothing,
+    /// What is in the directory.
+    Contents,
+    /// The same, and owner and mode of the directory.
+    Directory,
 }
 
 /// A propagation change.
@@ -54,6 +71,13 @@ pub(crate) enum Op {
         kind: Namespace,
         when: JoinTime,
     },
+    /// Joins all these namespaces of the process behind a pidfd at once.
+    Enter {
+        process: PlanFd,
+        flags: u32,
+    },
+    /// Makes a directory the root of this process.
+    EnterRoot(PlanFd),
     CloneAgain {
         namespaces: u32,
         cgroup: Option<PlanFd>,
@@ -92,6 +116,7 @@ pub(crate) enum Op {
         data: CString,
         attributes: Attributes,
         or_bind: Option<CString>,
+        copy_up: CopyUp,
         target: Target,
         propagation: Option<PropagationChange>,
     },
@@ -114,6 +139,12 @@ pub(crate) enum Op {
         /// Whether device nodes can be made; otherwise they are bound.
         nodes: bool,
     },
+    Link {
+        target: Target,
+        to: CString,
+    },
+    /// Makes the mount at a path read-only, as it was put off.
+    ReadOnlyMount(CString),
     Mask(CString),
     ReadOnlyPath(CString),
     ReadOnlyRoot {
@@ -162,6 +193,11 @@ pub(crate) enum Op {
     Keyring(CString),
     /// Waits until somebody opens the gate.
     Gate(PlanFd),
+    /// Goes on in a child, and is its init.
+    Init {
+        /// Not PID 1 of a namespace.
+        subreaper: bool,
+    },
     Rlimit(Resource, Rlimit),
     Umask(Option<u32>),
     /// Makes the working directory.
@@ -199,6 +235,16 @@ pub(crate) enum Op {
     Exec,
 }
 
+/// The kinds of these `CLONE_NEW…` bits, as text.
+fn kinds(flags: u32) -> String {
+    let names: Vec<String> = Namespace::ALL
+        .into_iter()
+        .filter(|kind| flags & kind.flag() != 0)
+        .map(|kind| kind.to_string())
+        .collect();
+    names.join(", ")
+}
+
 /// When a namespace is joined with respect to a joined user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum JoinTime {
@@ -234,6 +280,12 @@ impl Plan {
                 op,
                 Op::HideMemory
                     | Op::Join { .. }
+                    | Op::Enter { .. }
+                    | Op::Init { .. }
+                    | Op::MountFilesystem {
+                        copy_up: CopyUp::Contents | CopyUp::Directory,
+                        ..
+                    }
                     | Op::CloneAgain { .. }
                     | Op::NewTime { .. }
                     | Op::BecomeRoot { .. }
@@ -259,6 +311,14 @@ impl Plan {
             Op::CloseFds(_) => (Step::CloseFds, "close file descriptors".into()),
             Op::HideMemory => (Step::JoinNamespace, "become non-dumpable".into()),
             Op::Join { kind, .. } => (Step::JoinNamespace, format!("join the {kind} namespace")),
+            Op::Enter { flags, .. } => (
+                Step::JoinNamespace,
+                format!("enter the {} namespaces of the process", kinds(*flags)),
+            ),
+            Op::EnterRoot(_) => (
+                Step::JoinNamespace,
+                "enter the root directory of the process".into(),
+            ),
             Op::CloneAgain { .. } => (
                 Step::Clone,
                 "clone a process inside the joined namespaces".into(),
@@ -307,8 +367,14 @@ impl Plan {
             Op::FillDev { target, .. } => {
                 (Step::Mount, format!("make the devices of {}", at(target)))
             }
+            Op::Link { target, to } => (
+                Step::Mount,
+                format!("make the link {} to {}", at(target), text(to)),
+            ),
             Op::Mask(path) => (Step::Mask, format!("mask /{}", text(path))),
-            Op::ReadOnlyPath(path) => (Step::ReadOnly, format!("make /{} read-only", text(path))),
+            Op::ReadOnlyPath(path) | Op::ReadOnlyMount(path) => {
+                (Step::ReadOnly, format!("make /{} read-only", text(path)))
+            }
             Op::ReadOnlyRoot { .. } => (Step::ReadOnly, "make the root read-only".into()),
             Op::PivotRoot => (Step::PivotRoot, "switch to the new root".into()),
             Op::RootPropagation { .. } => (
@@ -356,6 +422,7 @@ impl Plan {
                 format!("join the new session keyring {}", text(name)),
             ),
             Op::Gate(_) => (Step::Barrier, "wait at the gate".into()),
+            Op::Init { .. } => (Step::Clone, "clone the program from its init".into()),
             Op::NewSession => (Step::Session, "start a new session".into()),
             Op::Rlimit(resource, limit) => (
                 Step::ResourceLimit,
@@ -425,6 +492,9 @@ impl Plan {
             (Op::MountFilesystem { kind, .. }, libc::EPERM) if kind.as_bytes() == b"mqueue" => {
                 "mqueue can only be mounted by the owner of the ipc namespace; make a new one too"
             }
+            (Op::MountFilesystem { copy_up, .. }, libc::ELOOP) if *copy_up != CopyUp::Nothing => {
+                "the directories to be copied are more than 64 deep; make them flatter"
+            }
             (Op::MountFilesystem { .. }, libc::ENODEV) => {
                 "this kernel has no such file system; load its module or leave the mount out"
             }
@@ -451,7 +521,7 @@ impl Plan {
             (Op::MountBind { .. }, libc::ENOTDIR | libc::EISDIR) => {
                 "source and target must both be directories or both be something else"
             }
-            (Op::MountBind { attributes, .. }, libc::ENOSYS) if attributes.recursive => {
+            (Op::MountBind { attributes, .. }, libc::ENOSYS) if attributes.has_tree() => {
                 "attributes for a whole tree need mount_setattr of Linux 5.12"
             }
             (
@@ -534,7 +604,11 @@ impl Plan {
             (Op::Seccomp { .. }, libc::EINVAL) => {
                 "the kernel does not take the program as a filter"
             }
-            (Op::Join { .. }, libc::EINVAL) => {
+            (Op::Enter { .. }, libc::ESRCH) => "the process has ended",
+            (Op::Enter { .. }, libc::EPERM) => {
+                "entering needs CAP_SYS_ADMIN in the user namespaces of all of them; its creator has it in a user namespace"
+            }
+            (Op::Join { .. } | Op::Enter { .. }, libc::EINVAL) => {
                 "a user namespace cannot be joined twice; a pidfd needs Linux 5.8"
             }
             (

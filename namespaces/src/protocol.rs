@@ -6,6 +6,8 @@
 
 use rustix::io::Errno;
 
+use crate::Fallbacks;
+
 macro_rules! calls {
     ($($variant:ident = $name:literal,)*) => {
         /// The system calls that a step makes, to be named in an error.
@@ -39,6 +41,8 @@ calls! {
     Capset = "capset",
     Chdir = "chdir",
     Chown = "fchownat",
+    Chmod = "fchmod",
+    Chroot = "chroot",
     Clone = "clone3",
     CloseRange = "close_range",
     Dup3 = "dup3",
@@ -50,6 +54,7 @@ calls! {
     Fsopen = "fsopen",
     Fstat = "fstat",
     Getcwd = "getcwd",
+    Getdents = "getdents64",
     Ioctl = "ioctl",
     IoprioSet = "ioprio_set",
     Keyctl = "keyctl",
@@ -65,9 +70,11 @@ calls! {
     PivotRoot = "pivot_root",
     Prctl = "prctl",
     Read = "read",
+    Readlinkat = "readlinkat",
     SchedSetaffinity = "sched_setaffinity",
     SchedSetattr = "sched_setattr",
     Seccomp = "seccomp",
+    Sendfile = "sendfile",
     Sendmsg = "sendmsg",
     Sendto = "sendto",
     SetMempolicy = "set_mempolicy",
@@ -112,13 +119,13 @@ pub(crate) enum Record {
         file_exists: bool,
     },
     /// The child waits at the barrier of this number.
-    Waiting { at: u8 },
+    Waiting { at: u8, fallbacks: Fallbacks },
     /// The child has cloned again, in joined namespaces; this is the pid of the one to go on.
     Cloned { pid: u32 },
     /// The record comes with a file descriptor of this kind, see [`passed`].
     Passed { what: u8 },
     /// Only `execve` and what must stand right before it are left.
-    Executing,
+    Executing { fallbacks: Fallbacks },
 }
 
 /// Length of a record.
@@ -138,9 +145,9 @@ impl Record {
                 step,
                 failure.errno.raw_os_error(),
             ),
-            Self::Waiting { at } => (2, 0, at, 0, 0),
+            Self::Waiting { at, fallbacks } => (2, 0, at, fallbacks.bits(), 0),
             Self::Cloned { pid } => (3, 0, 0, pid, 0),
-            Self::Executing => (4, 0, 0, 0, 0),
+            Self::Executing { fallbacks } => (4, 0, 0, fallbacks.bits(), 0),
             Self::Passed { what } => (5, 0, what, 0, 0),
         };
         let [n0, n1, n2, n3] = number.to_ne_bytes();
@@ -161,9 +168,14 @@ impl Record {
                 },
                 file_exists: fact != 0,
             },
-            2 => Self::Waiting { at: fact },
+            2 => Self::Waiting {
+                at: fact,
+                fallbacks: Fallbacks::from_bits_truncate(number),
+            },
             3 => Self::Cloned { pid: number },
-            4 => Self::Executing,
+            4 => Self::Executing {
+                fallbacks: Fallbacks::from_bits_truncate(number),
+            },
             5 => Self::Passed { what: fact },
             _ => return None,
         })

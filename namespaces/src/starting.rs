@@ -13,7 +13,7 @@ use crate::child::{Child, reap};
 use crate::compile::{Compiled, compile};
 use crate::plan::Plan;
 use crate::protocol::{Call, RECORD, Record, passed, until};
-use crate::{Command, Error, IdMapping, Namespace, StepError, UserMapping, subid, sys};
+use crate::{Command, Error, Fallbacks, IdMapping, Namespace, StepError, UserMapping, subid, sys};
 
 /// Where a process can be made to wait for its parent between `clone` and `execve`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,13 +82,20 @@ impl Starting {
     fn run_until(&mut self, wanted: u8) -> Result<(), Error> {
         self.send(wanted)?;
         match self.receive()? {
-            Some(Record::Waiting { at }) => {
+            Some(Record::Waiting { at, .. }) => {
                 self.reached = at;
                 Ok(())
             }
             Some(record) => Err(self.failed(record)),
             None => Err(self.died()),
         }
+    }
+
+    /// The second-best ways that have been taken so far.
+    pub fn fallbacks(&self) -> Fallbacks {
+        self.child
+            .as_ref()
+            .map_or(Fallbacks::empty(), Child::fallbacks)
     }
 
     /// Takes the master of the program's terminal, when one was asked for and the process has
@@ -137,7 +144,7 @@ impl Starting {
         let mut executing = false;
         loop {
             match self.receive()? {
-                Some(Record::Executing) => executing = true,
+                Some(Record::Executing { .. }) => executing = true,
                 // At the gate, which somebody else will open.
                 Some(Record::Waiting { .. }) => {}
                 Some(record) => return Err(self.failed(record)),
@@ -179,15 +186,20 @@ impl Starting {
     fn receive(&mut self) -> Result<Option<Record>, Error> {
         loop {
             let (record, fd) = receive(&self.channel)?;
-            let Some(Record::Passed { what }) = record else {
+            let Some(child) = &mut self.child else {
                 return Ok(record);
             };
-            if let Some(child) = &mut self.child {
-                match what {
+            match record {
+                Some(Record::Passed { what }) => match what {
                     passed::TERMINAL => child.terminal = fd,
                     passed::LISTENER => child.seccomp_listener = fd,
                     _ => {}
+                },
+                Some(Record::Waiting { fallbacks, .. } | Record::Executing { fallbacks }) => {
+                    child.add_fallbacks(fallbacks);
+                    return Ok(record);
                 }
+                _ => return Ok(record),
             }
         }
     }
@@ -211,7 +223,7 @@ impl Starting {
                     step,
                     detail,
                     operation: failure.call.name(),
-                    index: index.saturating_add(1),
+                    undone: (0..index).map(|done| self.plan.describe(done).1).collect(),
                     total: self.plan.ops.len(),
                     source,
                     hint: self.plan.hint(index, errno),
@@ -221,7 +233,7 @@ impl Starting {
             Record::Waiting { .. }
             | Record::Passed { .. }
             | Record::Cloned { .. }
-            | Record::Executing => died(status),
+            | Record::Executing { .. } => died(status),
         }
     }
 
@@ -372,6 +384,14 @@ fn make(command: &mut Command, run: bool) -> Result<Starting, Error> {
         starting.second_stage()?;
     }
     let cgroup = cgroup.filter(|_| !cloned.in_cgroup);
+    if let Some(child) = &mut starting.child {
+        if cloned.classic {
+            child.add_fallbacks(Fallbacks::CLONE);
+        }
+        if cgroup.is_some() && !two_stages {
+            child.add_fallbacks(Fallbacks::CGROUP_MOVED);
+        }
+    }
     let mapping = new_user.then_some(&mapping);
     if let Err(error) = starting.prepare(cgroup, command.oom_score_adj, mapping) {
         // The child may have failed before; then that is what there is to tell.

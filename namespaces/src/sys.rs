@@ -106,6 +106,8 @@ pub(crate) struct Cloned {
     pub(crate) pidfd: OwnedFd,
     /// Whether it was born in the cgroup.
     pub(crate) in_cgroup: bool,
+    /// By `clone`, because there is no `clone3`.
+    pub(crate) classic: bool,
 }
 
 /// Clones a process that runs `plan` and nothing else.
@@ -170,6 +172,7 @@ pub(crate) fn clone_child(
                 pid,
                 pidfd,
                 in_cgroup,
+                classic: !handlers_cleared,
             })
         }
         Err(errno) => Err(errno),
@@ -263,6 +266,7 @@ pub(crate) fn clone_sharing(plan: &Plan, namespaces: u32) -> Result<Cloned> {
         pid,
         pidfd,
         in_cgroup: false,
+        classic: false,
     })
 }
 
@@ -289,6 +293,45 @@ pub(crate) fn clone_sibling(namespaces: u32, cgroup: Option<BorrowedFd<'_>>) -> 
             clone(u64::from(namespaces) | CLONE_PARENT, &mut unused)
         }
         result => result,
+    }
+}
+
+/// Clones in the child, as `fork` does: returns 0 in the new process.
+pub(crate) fn clone_below() -> Result<u32> {
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD.unsigned_abs().into(),
+        ..CloneArgs::default()
+    };
+    match clone3(&args) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let mut unused = -1;
+            clone(args.exit_signal, &mut unused)
+        }
+        result => result,
+    }
+}
+
+/// Waits for any signal, all of which are blocked; its number.
+pub(crate) fn wait_for_signal() -> Result<i32> {
+    let all = u64::MAX;
+    // SAFETY: the set leads to a living integer of the size given, and the others may be null.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const all,
+            ptr::null_mut::<libc::siginfo_t>(),
+            ptr::null::<libc::timespec>(),
+            size_of::<u64>(),
+        )
+    };
+    check(result).map(|signal| i32::try_from(signal).unwrap_or(0))
+}
+
+/// Sends a signal to a child that has not been waited for.
+pub(crate) fn kill(process: rustix::process::Pid, signal: i32) {
+    // SAFETY: the call takes numbers. When the process has just ended there is nothing to signal.
+    unsafe {
+        libc::syscall(libc::SYS_kill, process.as_raw_pid(), signal);
     }
 }
 
@@ -373,7 +416,7 @@ pub(crate) fn reset_signal_handlers(handlers_cleared: bool) -> Result<()> {
     default_action(libc::SIGPIPE)
 }
 
-fn default_action(signal: i32) -> Result<()> {
+pub(crate) fn default_action(signal: i32) -> Result<()> {
     // SAFETY: all zeros is a valid sigaction: SIG_DFL without flags.
     let action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer leads to a living sigaction that installs no code.
@@ -402,6 +445,16 @@ pub(crate) fn close_range(first: u32, last: u32, cloexec: bool) -> Result<()> {
     // caller to see to: the child keeps those of the plan and owns no others.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     check(result).map(drop)
+}
+
+/// Closes everything, in a child that uses no descriptor any more.
+pub(crate) fn close_all() {
+    if close_range(0, u32::MAX, false).is_err() {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        for fd in 0..limit.unwrap_or(1 << 20).min(1 << 20) {
+            close(fd.try_into().unwrap_or(RawFd::MAX));
+        }
+    }
 }
 
 /// Closes one number; used where `close_range` is missing.
@@ -689,9 +742,17 @@ pub(crate) struct Ended {
     pub(crate) usage: libc::rusage,
 }
 
-/// Reaps the process behind `pidfd`; `None` when it has not ended and `block` is not set.
-pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Result<Option<Ended>> {
-    let options = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
+/// Reaps the process behind `pidfd`; `None` when it has not ended and `block` is not set. With
+/// `changes` that it was stopped or goes on is told, too.
+pub(crate) fn wait_pidfd(
+    pidfd: BorrowedFd<'_>,
+    block: bool,
+    changes: bool,
+) -> Result<Option<Ended>> {
+    let mut options = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
+    if changes {
+        options |= libc::WSTOPPED | libc::WCONTINUED;
+    }
     // SAFETY: all zeros is a valid siginfo, in which the pid tells that nothing was found.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: all zeros is a valid rusage.
@@ -718,6 +779,8 @@ pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Result<Option<En
         status: match info.si_code {
             libc::CLD_EXITED => (status & 0xff) << 8,
             libc::CLD_DUMPED => status | 0x80,
+            libc::CLD_STOPPED | libc::CLD_TRAPPED => (status & 0xff) << 8 | 0x7f,
+            libc::CLD_CONTINUED => 0xffff,
             _ => status,
         },
         usage,

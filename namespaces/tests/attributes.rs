@@ -427,3 +427,25 @@ fn notifications_of_a_filter_reach_the_parent() {
     drop(listener);
     assert!(!child.wait().expect("wait").success());
 }
+
+/// What a runtime does: the listener goes to an agent, and the process waits for its start.
+#[test]
+fn notifications_reach_a_parent_who_leaves_at_the_gate() {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    // ret ALLOW.
+    let mut program = Vec::new();
+    program.extend(6_u16.to_ne_bytes());
+    program.extend([0, 0]);
+    program.extend(0x7fff_0000_u32.to_ne_bytes());
+    let mut command = Command::new("true");
+    command
+        .exec_gate(&reader)
+        .no_new_privs(true)
+        .seccomp(program)
+        .seccomp_listener(true);
+    let mut child = command.start().expect("start").leave().expect("leave");
+    let listener = child.seccomp_listener.take().expect("a listener");
+    drop(listener);
+    writer.write_all(&[0]).expect("write");
+    assert!(child.wait().expect("wait").success());
+}

@@ -138,6 +138,7 @@ fn report(rootfs: &Rootfs, mut command: Command) {
     match command.spawn() {
         Ok(mut child) => {
             println!("\nstatus={:?}", child.wait().expect("wait").code());
+            println!("fallbacks={:?}", child.fallbacks());
         }
         Err(Error::Step(error)) => println!(
             "\nstep={:?} call={} errno={:?} index={} total={} message={error}",
@@ -257,16 +258,31 @@ fn missing_calls_have_fallbacks() {
         return report(&rootfs, everything(&rootfs));
     }
     let copy = Copy::new();
-    for (call, errno) in [
-        (libc::SYS_clone3, libc::ENOSYS),
-        (libc::SYS_close_range, libc::ENOSYS),
-        (libc::SYS_close_range, libc::EPERM),
-        (libc::SYS_fsopen, libc::ENOSYS),
-        (libc::SYS_fsopen, libc::EPERM),
-        (libc::SYS_mount_setattr, libc::ENOSYS),
+    // Without privilege devices are bound, and no private /proc is to be had beside the new one.
+    let text = copy.again("missing_calls_have_fallbacks", libc::SYS_acct, libc::EPERM);
+    let usual = line(&text, "fallbacks=").to_owned();
+    assert!(usual.contains("BOUND_DEVICES"), "{text}");
+    for (call, errno, fallback) in [
+        (libc::SYS_clone3, libc::ENOSYS, "CLONE"),
+        (libc::SYS_close_range, libc::ENOSYS, "CLOSE_ONE_BY_ONE"),
+        (libc::SYS_close_range, libc::EPERM, "CLOSE_ONE_BY_ONE"),
+        (libc::SYS_fsopen, libc::ENOSYS, "CLASSIC_MOUNT"),
+        (libc::SYS_fsopen, libc::EPERM, "CLASSIC_MOUNT"),
+        (libc::SYS_open_tree, libc::ENOSYS, "CLASSIC_BIND"),
+        (libc::SYS_open_tree, libc::EPERM, "CLASSIC_BIND"),
+        (libc::SYS_move_mount, libc::ENOSYS, "CLASSIC_BIND"),
+        (libc::SYS_move_mount, libc::EPERM, "CLASSIC_BIND"),
+        (libc::SYS_mount_setattr, libc::ENOSYS, "CLASSIC_ATTRIBUTES"),
     ] {
         let text = copy.again("missing_calls_have_fallbacks", call, errno);
         assert_eq!(line(&text, "status="), "Some(42)", "{call} {errno}: {text}");
+        // Which way was taken can be seen, and without need it is not.
+        let taken = line(&text, "fallbacks=");
+        let has = |text: &str| {
+            text.split(['(', ')', '|', ' '])
+                .any(|name| name == fallback)
+        };
+        assert!(has(taken) && !has(&usual), "{call} {errno}: {taken}");
     }
 }
 
@@ -312,6 +328,8 @@ fn fallbacks_look_the_same() {
         libc::SYS_clone3,
         libc::SYS_close_range,
         libc::SYS_fsopen,
+        libc::SYS_open_tree,
+        libc::SYS_move_mount,
         libc::SYS_mount_setattr,
     ] {
         let text = copy.again("fallbacks_look_the_same", call, libc::ENOSYS);

@@ -1,0 +1,80 @@
+//! The tiny init: what a process does that goes on in a child of its own. The rules of
+//! [`crate::execute`] hold here too.
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+
+use crate::protocol::{Call, Failure};
+use crate::sys;
+
+/// Where the init ends without a program: as of a program that could not be executed.
+const FAILED: i32 = 125;
+
+/// Clones a child, in which this returns; the caller stays behind as its init, and ends with it.
+///
+/// All signals are blocked, before and afterwards.
+pub(crate) fn go_on_below(subreaper: bool) -> Result<(), Failure> {
+    if subreaper {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(Failure::of(Call::Prctl))?;
+    }
+    // Ignoring it would have the kernel reap in our place, and tell nobody.
+    sys::default_action(libc::SIGCHLD).map_err(Failure::of(Call::Sigaction))?;
+    // The init is a copy of a process of the host: nobody may look into it, or reach its executable
+    // (CVE-2019-5736). The program can be looked into again when it is executed.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(Failure::of(Call::Prctl))?;
+    let init = rustix::process::getpid();
+    match sys::clone_below() {
+        Ok(0) => {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+                .map_err(Failure::of(Call::Prctl))?;
+            // The init may have ended just before.
+            if rustix::process::getppid() == Some(init) {
+                Ok(())
+            } else {
+                sys::exit(FAILED)
+            }
+        }
+        Ok(program) => be_init(program),
+        Err(errno) => Err(Failure::of(Call::Clone)(errno)),
+    }
+}
+
+fn be_init(program: u32) -> ! {
+    // Of these a failure leaves nothing undone for the program.
+    sys::close_all();
+    let _ = rustix::thread::set_name(c"init");
+    let _ = rustix::process::chdir(c"/");
+    let Some(program) = i32::try_from(program).ok().and_then(Pid::from_raw) else {
+        sys::exit(FAILED)
+    };
+    loop {
+        reap(program);
+        match sys::wait_for_signal() {
+            Ok(libc::SIGCHLD) | Err(Errno::INTR) => {}
+            // The program may have ended meanwhile; then it is reaped in the next turn.
+            Ok(signal) => sys::kill(program, signal),
+            Err(_) => sys::exit(FAILED),
+        }
+    }
+}
+
+/// Reaps whatever has ended; ends like the program when that has.
+fn reap(program: Pid) {
+    loop {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) if pid == program => sys::exit(code(status)),
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) | Err(_) => return,
+        }
+    }
+}
+
+/// The status that a shell would give.
+fn code(status: WaitStatus) -> i32 {
+    status
+        .exit_status()
+        .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+        .unwrap_or(FAILED)
+}

@@ -1,0 +1,223 @@
+//! What mounts can be told besides where they go: attributes of trees, contents, links.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use common::{Rootfs, container, stdout};
+use namespaces::{Command, Device, DeviceKind, Error, Mount, MountAttributes as A, Step};
+
+/// The options of the mounts below a path, as the program sees them.
+fn options(command: &mut Command, below: &str) -> BTreeMap<String, Vec<String>> {
+    stdout(command)
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let at = fields.get(4)?.strip_prefix(below)?;
+            let options = fields.get(5)?.split(',').map(str::to_owned).collect();
+            Some((at.to_owned(), options))
+        })
+        .collect()
+}
+
+#[test]
+fn attributes_of_a_tree_and_of_its_top_differ() {
+    let rootfs = Rootfs::new();
+    let mut command = container(&rootfs, "cat /proc/self/mountinfo");
+    // Other things are mounted below it on every machine.
+    command.mount(Mount::proc("/proc")).mount(
+        Mount::bind("/sys", "/t")
+            .with_recursive(A::NO_EXEC | A::NO_SUID | A::READ_ONLY)
+            .with(A::NO_SYMLINK_FOLLOW),
+    );
+    let seen = options(&mut command, "/t");
+    assert!(seen.len() > 1, "something is mounted below /sys: {seen:?}");
+    for (at, options) in &seen {
+        for wanted in ["noexec", "nosuid", "ro"] {
+            assert!(
+                options.iter().any(|option| option == wanted),
+                "{at}: {options:?}"
+            );
+        }
+        let top = at.is_empty();
+        let follows_not = options.iter().any(|option| option == "nosymfollow");
+        assert_eq!(follows_not, top, "{at}: {options:?}");
+    }
+}
+
+#[test]
+fn the_top_counts_more_than_the_tree() {
+    let rootfs = Rootfs::new();
+    let outside = tempfile::tempdir().expect("a directory");
+    let mut command = container(&rootfs, "echo x > /t/file && cat /proc/self/mountinfo");
+    command.mount(Mount::proc("/proc")).mount(
+        Mount::bind(outside.path(), "/t")
+            .with_recursive(A::READ_ONLY | A::NO_EXEC)
+            .without(A::READ_ONLY),
+    );
+    let seen = options(&mut command, "/t");
+    assert!(seen[""].contains(&"rw".to_owned()), "{seen:?}");
+    assert!(seen[""].contains(&"noexec".to_owned()), "{seen:?}");
+    assert!(outside.path().join("file").exists());
+}
+
+/// A directory with one of everything.
+fn furnish(rootfs: &Rootfs) {
+    let data = rootfs.join("data");
+    fs::create_dir_all(data.join("deep/er/still")).expect("mkdir");
+    fs::write(data.join("file"), vec![7; 3_000_000]).expect("write");
+    fs::write(data.join("deep/er/empty"), "").expect("write");
+    fs::write(data.join("deep/run"), "#!/bin/sh\n").expect("write");
+    fs::set_permissions(data.join("deep/run"), PermissionsExt::from_mode(0o4751)).expect("chmod");
+    fs::set_permissions(data.join("deep"), PermissionsExt::from_mode(0o1710)).expect("chmod");
+    fs::set_permissions(&data, PermissionsExt::from_mode(0o2770)).expect("chmod");
+    symlink("../no/where", data.join("deep/link")).expect("symlink");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        data.join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o640),
+        0,
+    )
+    .expect("mkfifo");
+    for number in 0..300 {
+        fs::write(data.join(format!("many-{number:060}")), number.to_string()).expect("write");
+    }
+}
+
+const LOOK: &str = "cd /data; for f in . $(busybox find . | busybox sort); do \
+                    stat -c '%n %f %s %Y' $f; done; busybox sha256sum file many-* deep/run; readlink deep/link";
+
+#[test]
+fn contents_are_copied_up() {
+    let rootfs = Rootfs::new();
+    furnish(&rootfs);
+    let plain = stdout(&mut container(&rootfs, LOOK));
+    // Sizes of directories are the file system's own matter.
+    let compare = |text: &str| -> Vec<String> {
+        text.lines()
+            .map(|line| {
+                let fields: Vec<&str> = line.split(' ').collect();
+                match fields.as_slice() {
+                    [name, mode, _, time] if mode.starts_with('4') => {
+                        format!("{name} {mode} {time}")
+                    }
+                    _ => line.to_owned(),
+                }
+            })
+            .collect()
+    };
+    let mut command = container(&rootfs, &format!("{LOOK}; rm -r many-*; echo x > new"));
+    command.mount(Mount::tmpfs("/data").copy_up(true));
+    let (copied, plain) = (compare(&stdout(&mut command)), compare(&plain));
+    assert_eq!(copied.len(), plain.len());
+    for (copied, plain) in copied.iter().zip(&plain) {
+        assert_eq!(copied, plain);
+    }
+    // What was covered is as it was.
+    assert!(!rootfs.join("data/new").exists());
+    assert_eq!(
+        fs::read_dir(rootfs.join("data")).expect("read").count(),
+        303
+    );
+    let mut command = container(
+        &rootfs,
+        "stat -c %f /data; echo x > /data/x; ls /data | wc -l",
+    );
+    let mount = Mount::tmpfs("/data").copy_up(true).option("mode", "0700");
+    command.mount(mount.with(A::READ_ONLY));
+    let output = command.output().expect("output");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "41c0\n303\n");
+    assert!(!output.status.success() || !output.stderr.is_empty());
+}
+
+#[test]
+fn what_does_not_fit_is_told() {
+    let rootfs = Rootfs::new();
+    furnish(&rootfs);
+    let mut command = container(&rootfs, "true");
+    command.mount(Mount::tmpfs("/data").copy_up(true).option("size", "1m"));
+    let Err(Error::Step(error)) = command.spawn() else {
+        panic!("it must fail");
+    };
+    assert_eq!((error.step(), error.operation()), (Step::Mount, "sendfile"));
+    let mut deep = rootfs.join("deep");
+    for _ in 0..70 {
+        deep.push("d");
+    }
+    fs::create_dir_all(deep).expect("mkdir");
+    let mut command = container(&rootfs, "true");
+    command.mount(Mount::tmpfs("/deep").copy_up(true));
+    let error = command.spawn().expect_err("too deep").to_string();
+    assert!(error.contains("more than 64 deep"), "{error}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn owners_and_devices_are_copied_up() {
+    use namespaces::Namespace;
+    let rootfs = Rootfs::new();
+    fs::create_dir(rootfs.join("data")).expect("mkdir");
+    fs::write(rootfs.join("data/file"), "").expect("write");
+    std::os::unix::fs::chown(rootfs.join("data/file"), Some(12), Some(34)).expect("chown");
+    std::os::unix::fs::lchown(rootfs.join("data"), Some(56), Some(78)).expect("chown");
+    let device = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        rootfs.join("data/null"),
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::from_raw_mode(0o604),
+        device,
+    )
+    .expect("mknod");
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "stat -c '%n %u %g %f %t:%T' /data /data/*"])
+        .env_clear()
+        .env("PATH", "/bin")
+        .unshare([Namespace::Mount, Namespace::Pid])
+        .root(rootfs.path())
+        .mount(Mount::tmpfs("/data").copy_up(true));
+    assert_eq!(
+        stdout(&mut command),
+        "/data 56 78 41ed 0:0\n/data/file 12 34 81a4 0:0\n/data/null 0 0 2184 1:3\n"
+    );
+    assert_eq!(fs::metadata(rootfs.join("data")).expect("stat").uid(), 56);
+}
+
+#[test]
+fn links_and_late_read_only() {
+    let rootfs = Rootfs::new();
+    symlink("theirs", rootfs.join("etc/there")).expect("symlink");
+    let script = "for l in /dev/fd2 /dev/ptmx /etc/there /new/in/link; do readlink $l; done; \
+                  echo x > /dev/x || echo refused; stat -c %a /dev; ls /dev/fifo; \
+                  echo x > /dev/shm/x && echo shm";
+    let mut command = container(&rootfs, script);
+    command
+        .mount(Mount::proc("/proc"))
+        .mount(
+            Mount::dev("/dev")
+                .option("mode", "751")
+                .read_only_when_done(),
+        )
+        .mount(Mount::tmpfs("/dev/shm"))
+        .devices([Device::new("/dev/fifo", DeviceKind::Fifo, 0, 0)])
+        .link("/dev/fd2", "/proc/self/fd")
+        .link("/dev/ptmx", "not this one")
+        .link("/etc/there", "ours")
+        .link("/new/in/link", "to");
+    assert_eq!(
+        stdout(&mut command),
+        "/proc/self/fd\npts/ptmx\ntheirs\nto\nrefused\n751\n/dev/fifo\nshm\n"
+    );
+    let error = Command::new("true")
+        .link("/a", "b")
+        .spawn()
+        .expect_err("no mount namespace");
+    assert!(
+        error.to_string().starts_with("devices and links: "),
+        "{error}"
+    );
+}
