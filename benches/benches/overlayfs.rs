@@ -6,15 +6,18 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Once;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use overlayfs::{CopyOptions, Durability, Merged, Mounted, Overlay, Upper};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_fd, fsmount, fsopen, mount, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_fd, fsmount, fsopen, mount, mount_change,
+    move_mount, unmount,
 };
+use rustix::thread::{UnshareFlags, unshare};
 
 /// A tmpfs that goes away with the guard.
 struct Scratch {
@@ -24,6 +27,7 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Self {
+        enter_private_namespace();
         let directory = tempfile::tempdir().expect("made");
         let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).expect("opened");
         fsconfig_create(&fs).expect("created");
@@ -44,6 +48,19 @@ impl Scratch {
         fs::create_dir_all(&path).expect("made");
         path
     }
+}
+
+/// Where no other process that makes a mount namespace meanwhile copies the mounts, and keeps them
+/// in use after they are unmounted here.
+fn enter_private_namespace() {
+    static ENTER: Once = Once::new();
+    ENTER.call_once(|| {
+        // Deprecated because of what other threads may share; there are none yet.
+        #[allow(deprecated)]
+        unshare(UnshareFlags::NEWNS | UnshareFlags::FS).expect("entered");
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).expect("private");
+    });
 }
 
 fn open(path: &Path) -> OwnedFd {

@@ -8,8 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxFlags, XattrFlags, fstatfs, fstatvfs,
-    openat, setxattr, statx,
+    AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxFlags, fstatfs, fstatvfs, openat, statx,
 };
 use rustix::io::Errno;
 
@@ -199,16 +198,6 @@ fn unsuitable_upper(pair: &Pair<'_>) -> Option<Error> {
     };
     if is_overlay(pair.upper.as_fd()) {
         return missing("layer of its own, being an overlay itself");
-    }
-    if setxattr(&work, c"user.overlay.probe", b"", XattrFlags::empty()) == Err(Errno::OPNOTSUPP)
-        && setxattr(&work, c"trusted.overlay.probe", b"", XattrFlags::empty())
-            == Err(Errno::OPNOTSUPP)
-    {
-        return missing("extended attributes");
-    }
-    for name in [c"user.overlay.probe", c"trusted.overlay.probe"] {
-        // Only one of them was set, and perhaps neither.
-        let _ = rustix::fs::removexattr(&work, name);
     }
     let temporary = openat(
         CWD,

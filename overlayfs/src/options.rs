@@ -194,11 +194,16 @@ impl Options {
         self
     }
 
+    /// Which marks the mount uses.
+    pub(crate) fn mark_names(&self) -> Marks {
+        self.marks.unwrap_or_else(Marks::of_this_process)
+    }
+
     /// The options in the kernel's words, in a fixed order.
     pub(crate) fn words(&self) -> Vec<Word> {
         let mut words = Vec::new();
         let mut add = |key, value, since| words.push(Word { key, value, since });
-        if self.marks.unwrap_or_else(Marks::of_this_process) == Marks::User {
+        if self.mark_names() == Marks::User {
             add("userxattr", None, "5.11");
         }
         if let Some(value) = self.redirect_dir {
@@ -250,9 +255,20 @@ impl Options {
         words
     }
 
+    /// Whether something was asked for that an upper layer without extended attributes cannot
+    /// do, and that the kernel would then leave out.
+    pub(crate) fn needs_xattrs(&self) -> bool {
+        self.redirect_dir == Some(RedirectDir::On)
+            || self.metacopy == Some(Metacopy::On)
+            || self.index == Some(Index::On)
+            || self.nfs_export == Some(NfsExport::On)
+            || matches!(self.uuid, Some(Uuid::On | Uuid::Auto))
+            || matches!(self.verity, Some(Verity::On | Verity::Require))
+    }
+
     /// Refuses what the kernel would refuse with a bare `EINVAL`.
     pub(crate) fn check(&self) -> Result<()> {
-        let marks = self.marks.unwrap_or_else(Marks::of_this_process);
+        let marks = self.mark_names();
         let metacopy = self.metacopy == Some(Metacopy::On);
         let conflicts = [
             (

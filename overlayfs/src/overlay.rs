@@ -56,6 +56,7 @@ pub struct Overlay {
     pub(crate) attributes: MountAttrFlags,
     pub(crate) source: String,
     pub(crate) exclusive: bool,
+    pub(crate) tolerates_missing_xattrs: bool,
     interface: Interface,
 }
 
@@ -85,6 +86,7 @@ impl Overlay {
             attributes: MountAttrFlags::empty(),
             source: "overlay".to_owned(),
             exclusive: false,
+            tolerates_missing_xattrs: false,
             interface: Interface::Auto,
         }
     }
@@ -159,6 +161,17 @@ impl Overlay {
         self
     }
 
+    /// Accepts an upper layer on a filesystem without extended attributes.
+    ///
+    /// Otherwise that is [`Error::UnsuitableUpper`]: the kernel would mount it, with options that
+    /// it cannot honour silently switched off. In such a mount a directory cannot be made where one
+    /// of a lower layer was removed (`EIO`). Still refused are options that were asked for and
+    /// need the attributes.
+    pub fn tolerate_missing_xattrs(mut self) -> Self {
+        self.tolerates_missing_xattrs = true;
+        self
+    }
+
     /// Sets how the layers reach the kernel. Only needed where [`Interface::Auto`] is wrong.
     pub fn interface(mut self, interface: Interface) -> Self {
         self.interface = interface;
@@ -175,7 +188,7 @@ impl Overlay {
         let directory = crate::layer::open_directory(target, Role::Target)?;
         if self.interface == Interface::Classic {
             let stack = self.open()?;
-            let _lock = workdir::prepare(&stack, self.exclusive)?;
+            let _lock = workdir::prepare(self, &stack)?;
             legacy::mount_onto(self, &stack, &directory, &self.options.words())
                 .map_err(|failure| diagnose::explain(self, &stack, failure))?;
             return mounted::adopt(target, &directory);
@@ -185,7 +198,7 @@ impl Overlay {
             // Neither the new mount API nor a namespace to take the mount out of.
             Err(error) if self.interface == Interface::Auto && error.lacks_mount_api() => {
                 let stack = self.open()?;
-                let _lock = workdir::prepare(&stack, self.exclusive)?;
+                let _lock = workdir::prepare(self, &stack)?;
                 legacy::mount_onto(self, &stack, &directory, &self.options.words())
                     .map_err(|failure| diagnose::explain(self, &stack, failure))?;
                 mounted::adopt(target, &directory)
@@ -206,7 +219,7 @@ impl Overlay {
     #[doc(alias = "fsmount")]
     pub fn mount_detached(&self) -> Result<OwnedFd> {
         let stack = self.open()?;
-        let _lock = workdir::prepare(&stack, self.exclusive)?;
+        let _lock = workdir::prepare(self, &stack)?;
         self.try_mount(&stack, &self.options.words())
             .map_err(|failure| diagnose::explain(self, &stack, failure))
     }

@@ -4,14 +4,18 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{Access, AtFlags, Dir, FlockOperation, Mode, OFlags, accessat, flock, openat};
+use rustix::fs::{
+    Access, AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, accessat, fgetxattr, flock,
+    openat,
+};
 use rustix::io::Errno;
 use rustix::mount::{fsconfig_create, fsconfig_set_string};
 
 use crate::error::{Error, Result, Role};
 use crate::fsconfig;
 use crate::layer::{Opened, fd_path};
-use crate::overlay::{Pair, Stack};
+use crate::options::Marks;
+use crate::overlay::{Overlay, Pair, Stack};
 
 /// Held while an overlay is being mounted, so that two callers who want the same work
 /// directory do not both find it free.
@@ -19,8 +23,9 @@ pub(crate) struct Lock(
     #[expect(dead_code, reason = "the lock goes with the descriptor")] Option<OwnedFd>,
 );
 
-/// Checks the work directory and that no mount uses it or the upper layer.
-pub(crate) fn prepare(stack: &Stack<'_>, exclusive: bool) -> Result<Lock> {
+/// Checks the work directory, what its filesystem can hold, and that no mount uses it or the upper
+/// layer.
+pub(crate) fn prepare(overlay: &Overlay, stack: &Stack<'_>) -> Result<Lock> {
     let Some(pair) = &stack.upper else {
         return Ok(Lock(None));
     };
@@ -37,12 +42,21 @@ pub(crate) fn prepare(stack: &Stack<'_>, exclusive: bool) -> Result<Lock> {
         Err(Errno::WOULDBLOCK) => return Err(in_use(pair)),
         Err(source) => return Err(Error::io("lock the work directory", &work.path, source)),
     }
-    let mut was_used = false;
+    if (!overlay.tolerates_missing_xattrs || overlay.options.needs_xattrs())
+        && let Some(missing) = missing_xattrs(&directory, overlay.options.mark_names())
+    {
+        return Err(Error::UnsuitableUpper {
+            upper: pair.upper.path.clone(),
+            missing,
+        });
+    }
+    let (mut was_used, mut has_types) = (false, false);
     let entries = Dir::read_from(&directory)
         .map_err(|source| Error::io("read the work directory", &work.path, source))?;
     for entry in entries {
         let entry =
             entry.map_err(|source| Error::io("read the work directory", &work.path, source))?;
+        has_types |= entry.file_type() != FileType::Unknown;
         let name = entry.file_name().to_bytes();
         // What earlier mounts left, and the one that is there has made; the kernel cleans it.
         was_used |= name == b"work";
@@ -53,16 +67,37 @@ pub(crate) fn prepare(stack: &Stack<'_>, exclusive: bool) -> Result<Lock> {
             });
         }
     }
+    // Even an empty directory has two entries. The kernel would mount it all the same, and then list
+    // whiteouts as files.
+    if !has_types {
+        return Err(Error::UnsuitableUpper {
+            upper: pair.upper.path.clone(),
+            missing: "file types in its directory entries (d_type)",
+        });
+    }
     // The kernel makes something in the work directory of every mount, so one that has
     // nothing is not in use. An upper layer tells less, but in the usual case of a new pair
     // nothing needs to be asked.
     let ask_upper = was_used || !is_empty(&pair.upper);
-    if !exclusive
+    if !overlay.exclusive
         && ((ask_upper && is_used(stack, &pair.upper)) || (was_used && is_used(stack, work)))
     {
         return Err(in_use(pair));
     }
     Ok(Lock(Some(directory)))
+}
+
+/// What the filesystem lacks, if it cannot hold the marks: the kernel would mount it all the same and
+/// say so in its log alone.
+fn missing_xattrs(directory: &OwnedFd, marks: Marks) -> Option<&'static str> {
+    let (name, missing) = match marks {
+        Marks::Trusted => (c"trusted.overlay.opaque", "extended attributes"),
+        Marks::User => (
+            c"user.overlay.opaque",
+            "extended attributes for ordinary users (tmpfs has them since Linux 6.6)",
+        ),
+    };
+    (fgetxattr(directory, name, &mut [0_u8; 1]) == Err(Errno::OPNOTSUPP)).then_some(missing)
 }
 
 fn is_empty(directory: &Opened<'_>) -> bool {

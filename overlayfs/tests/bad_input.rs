@@ -6,9 +6,10 @@ use std::fs;
 
 use common::Scratch;
 use overlayfs::{
-    Error, Interface, MAX_LOWER_LAYERS, Marks, Metacopy, NfsExport, Options, Overlay, RedirectDir,
-    Role, Sync,
+    Error, Interface, MAX_LOWER_LAYERS, Marks, Metacopy, Mounted, NfsExport, Options, Overlay,
+    RedirectDir, Role, Sync,
 };
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 const INTERFACES: [Interface; 2] = [Interface::Auto, Interface::OnePage];
 
@@ -398,21 +399,46 @@ fn a_read_only_upper_is_named() {
 
 #[test]
 #[ignore = "needs root"]
-fn an_upper_without_what_it_takes_is_unsuitable() {
+fn an_upper_without_extended_attributes_is_unsuitable() {
     for interface in INTERFACES {
         let case = Case::new();
-        let error = Overlay::bottom_up([case.scratch.path("base")])
-            .upper("/proc/self/attr", "/proc/self/task")
-            .interface(interface)
-            .mount(case.scratch.path("merged"))
-            .map(drop)
-            .unwrap_err();
+        let ramfs = fsopen("ramfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        fsconfig_create(&ramfs).unwrap();
+        let ramfs = fsmount(
+            &ramfs,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::empty(),
+        );
+        let plain = overlayfs::attach(ramfs.unwrap(), case.scratch.dir("plain")).unwrap();
+        let error = case.error(
+            &["base"],
+            &dir(&plain, "upper"),
+            &dir(&plain, "work"),
+            interface,
+        );
         assert!(
-            matches!(
-                error,
-                Error::UnsuitableUpper { .. } | Error::WorkNotEmpty { .. }
-            ),
+            error.to_string().contains("has no extended attributes"),
             "{error}"
         );
+        let overlay = Overlay::bottom_up([case.scratch.path("base")])
+            .upper(plain.target().join("upper"), plain.target().join("work"))
+            .interface(interface)
+            .tolerate_missing_xattrs();
+        overlay.mount_detached().unwrap();
+        // What the kernel would silently leave out is refused all the same.
+        let error = overlay
+            .options(Options::new().metacopy(Metacopy::On))
+            .mount_detached()
+            .map(drop)
+            .unwrap_err();
+        assert!(matches!(error, Error::UnsuitableUpper { .. }), "{error}");
+        plain.close().unwrap();
     }
+}
+
+/// Makes a directory in a mount inside the scratch directory, and names it as seen from there.
+fn dir(mounted: &Mounted, name: &str) -> String {
+    fs::create_dir_all(mounted.target().join(name)).unwrap();
+    let place = mounted.target().file_name().unwrap().to_string_lossy();
+    format!("{place}/{name}")
 }

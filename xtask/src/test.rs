@@ -27,7 +27,7 @@ pub(crate) use summary::Totals;
 use summary::{Outcome, Place, Summary};
 
 /// What the tests compare with, and make their images with.
-const TOOLS: [Tool; 12] = [
+const TOOLS: [Tool; 13] = [
     Tool::program("busybox", "busybox-static", "make small images in tests"),
     Tool::program("runc", "runc", "compare with another runtime in tests"),
     Tool::program("crun", "crun", "compare with another runtime in tests"),
@@ -42,6 +42,7 @@ const TOOLS: [Tool; 12] = [
         "python3",
         "compare archives with another tar in tests",
     ),
+    Tool::program("mkfs.ext4", "e2fsprogs", "make filesystems in tests"),
     Tool::program("strace", "strace", "make system calls fail in tests"),
     Tool::program("tar", "tar", "compare archives with another tar in tests"),
 ];

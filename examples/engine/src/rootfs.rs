@@ -109,20 +109,34 @@ impl<'a> Rootfs<'a> {
     /// Mounts the layers with the writable one on top, without attaching the mount anywhere: it
     /// goes away with its last user, whatever happens to this process.
     pub(crate) fn mount(&self) -> Result<OwnedFd> {
-        Overlay::bottom_up(self.lowers.iter().map(PathBuf::as_path))
-            .upper(self.dir.upper().as_path(), self.dir.work().as_path())
-            // Nothing of it outlives the run, so nothing needs to reach the disk: an honest overlay
-            // would sync the whole filesystem below when it is unmounted.
-            .options(
-                Options::new()
-                    .marks(Marks::of_this_process())
-                    .sync(Sync::Volatile),
-            )
-            // Both were just made for this run, whose lock is held.
-            .exclusive()
-            .source("cofferdam")
-            .mount_detached()
-            .context("cannot mount the container's root filesystem")
+        let overlay = || {
+            Overlay::bottom_up(self.lowers.iter().map(PathBuf::as_path))
+                .upper(self.dir.upper().as_path(), self.dir.work().as_path())
+                // Nothing of it outlives the run, so nothing needs to reach the disk: an honest
+                // overlay would sync the whole filesystem below when it is unmounted.
+                .options(
+                    Options::new()
+                        .marks(Marks::of_this_process())
+                        .sync(Sync::Volatile),
+                )
+                // Both were just made for this run, whose lock is held.
+                .exclusive()
+                .source("cofferdam")
+        };
+        let mounted = match overlay().mount_detached() {
+            // Most programs never notice.
+            Err(error @ overlayfs::Error::UnsuitableUpper { .. }) => {
+                let mounted = overlay().tolerate_missing_xattrs().mount_detached();
+                if mounted.is_ok() {
+                    eprintln!(
+                        "cofferdam: directories of the image cannot be replaced inside: {error}"
+                    );
+                }
+                mounted
+            }
+            mounted => mounted,
+        };
+        mounted.context("cannot mount the container's root filesystem")
     }
 
     /// What the writable layer changes in the layers below it.
