@@ -52,6 +52,8 @@ pub enum NameProblem {
     TooLong,
     /// The kernel has, or may one day have, a file of that name in every group.
     Reserved,
+    /// systemd would not take it for a unit of the kind that was asked for.
+    NotAUnit,
 }
 
 impl fmt::Display for NameProblem {
@@ -63,6 +65,10 @@ impl fmt::Display for NameProblem {
             Self::ControlCharacter => "it holds a NUL or a line break; remove it",
             Self::TooLong => "a component is longer than 255 bytes; shorten it",
             Self::Reserved => "the kernel reserves it for its files; put a prefix before it",
+            Self::NotAUnit => {
+                "a unit's name has up to 255 letters, digits and `:-_.\\@`, and ends in .scope or \
+                 .slice, whichever it is"
+            }
         })
     }
 }
@@ -367,6 +373,49 @@ pub enum Error {
     NoPressure {
         /// The group.
         group: PathBuf,
+    },
+
+    /// systemd does not answer.
+    #[cfg(feature = "systemd")]
+    #[error(
+        "no systemd answers by D-Bus at {address} ({source}): systemd must be process 1 and \
+         dbus.service run, for a user also their manager (`loginctl enable-linger`); without them, \
+         create the group directly"
+    )]
+    NoSystemd {
+        /// The last address that was tried.
+        address: String,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// systemd refused something.
+    #[cfg(feature = "systemd")]
+    #[error("systemd would not {operation} {unit}: {message} ({name}); its journal says more")]
+    UnitRefused {
+        /// What it was asked to do.
+        operation: &'static str,
+        /// The unit.
+        unit: String,
+        /// The name of its D-Bus error.
+        name: String,
+        /// Its explanation.
+        message: String,
+    },
+
+    /// systemd accepted a job, and it did not succeed.
+    #[cfg(feature = "systemd")]
+    #[error(
+        "systemd could not {operation} {unit}, its job ended as `{result}`: \
+         see `systemctl status {unit}`"
+    )]
+    UnitJob {
+        /// What it was asked to do.
+        operation: &'static str,
+        /// The unit.
+        unit: String,
+        /// The result of the job, as `JobRemoved` has it: `failed`, `canceled`, `timeout`, …
+        result: String,
     },
 
     /// A change failed, and so did putting back what had been changed.

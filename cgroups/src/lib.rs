@@ -43,6 +43,14 @@ mod stats_io;
 // The one place of calls that the compiler cannot check.
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(feature = "systemd")]
+mod systemd;
+#[cfg(feature = "systemd")]
+mod systemd_bus;
+#[cfg(feature = "systemd")]
+mod systemd_properties;
+#[cfg(feature = "systemd")]
+mod systemd_unit;
 mod wait;
 mod walk;
 mod watch;
@@ -69,4 +77,10 @@ pub use procfs::{Membership, Memberships, MountEntry, MountTable, Version};
 pub use set::IdSet;
 pub use stats::{CpuStats, MemoryEvents, MemoryStats, PidsStats};
 pub use stats_io::{HugetlbStats, IoDeviceStats, IoStats};
+#[cfg(feature = "systemd")]
+pub use systemd::Systemd;
+#[cfg(feature = "systemd")]
+pub use systemd_properties::PropertyValue;
+#[cfg(feature = "systemd")]
+pub use systemd_unit::TransientUnit;
 pub use watch::{MemoryWatch, PidsWatch, State, StateWatch};

@@ -34,6 +34,7 @@ enum Command {
     #[command(hide = true)]
     LabTests {
         limit: u64,
+        boot: test::Boot,
     },
 }
 
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::LabAgent => lab::agent::run(),
-        Command::LabTests { limit } => test::run_inside(limit),
+        Command::LabTests { limit, boot } => test::run_inside(limit, boot),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, on this machine and in the lab.
 //!
-//! A test says by `#[ignore = "needs root"]`, `"needs kvm"` or `"needs lab"` what it needs beyond
-//! an ordinary user's account; libtest prints these words, and they are its class.
+//! A test says by `#[ignore = "needs root"]`, `"needs kvm"`, `"needs lab"` or
+//! `"needs systemd"` what it needs beyond an ordinary user's account; libtest prints these words, and they are its class.
 
 mod binary;
 mod in_lab;
@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use crate::exec::{self, Interrupted};
 use crate::places;
 use crate::tools::{self, Tool};
-pub(crate) use in_lab::run_inside;
+pub(crate) use in_lab::{Boot, run_inside};
 use plan::{Class, Plan};
 pub(crate) use summary::Totals;
 use summary::{Outcome, Place, Summary};
@@ -167,7 +167,7 @@ pub(crate) fn run_all(args: &Args) -> Result<Totals> {
     for outcome in doc_tests(&plan, &settings)? {
         summary.add(outcome);
     }
-    if !leaves_out(Needs::Lab) && plan.has_lab_work() {
+    if !leaves_out(Needs::Lab) {
         in_lab::run(&plan, limit * 4, &mut summary)?;
     }
     if !leaves_out(Needs::Lab) && plan.has_package("xtask") {
@@ -204,7 +204,8 @@ fn doc_tests(plan: &Plan, settings: &binary::Settings) -> Result<Vec<Outcome>> {
     for package in &plan.libraries {
         let mut command = Command::new(places::cargo());
         command
-            .args(["test", "--doc", "--quiet", "--package", package])
+            .args(["test", "--doc", "--quiet", "--all-features"])
+            .args(["--package", package])
             // Quiet is for cargo; the names of the tests are what we read.
             .args(["--", "--format", "pretty"])
             .current_dir(places::workspace())

@@ -1,4 +1,5 @@
-//! The tests that run in the lab: one boot for all of them.
+//! The tests that run in the lab: one boot for all of them, and one with systemd for those that
+//! need it.
 //!
 //! The host writes the list of programs into the lab's `/lab/out`; this program, run inside, runs
 //! them and prints one line of JSON for each outcome.
@@ -21,12 +22,45 @@ use crate::lab::{self, End, Lab};
 
 /// The list's name in `/lab/out`.
 const LIST: &str = "tests.json";
-/// The classes that run in the lab, in this order.
-const CLASSES: [Class; 3] = [Class::Lab, Class::Root, Class::Kvm];
 /// A lab that has not run all tests by then hangs as a whole.
 const LIMIT: Duration = Duration::from_hours(1);
 
+/// How the lab is booted for some of the tests.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Boot {
+    Plain,
+    Systemd,
+}
+
+impl Boot {
+    const ALL: [Boot; 2] = [Boot::Plain, Boot::Systemd];
+
+    fn name(self) -> &'static str {
+        match self {
+            Boot::Plain => "plain",
+            Boot::Systemd => "systemd",
+        }
+    }
+
+    /// The classes that run in it, in this order.
+    fn classes(self) -> &'static [Class] {
+        match self {
+            Boot::Plain => &[Class::Lab, Class::Root, Class::Kvm],
+            Boot::Systemd => &[Class::Systemd],
+        }
+    }
+}
+
 pub(crate) fn run(plan: &Plan, limit: Duration, summary: &mut Summary) -> Result<()> {
+    for boot in Boot::ALL {
+        if boot.classes().iter().any(|class| plan.count(*class) > 0) {
+            run_in(boot, plan, limit, summary)?;
+        }
+    }
+    Ok(())
+}
+
+fn run_in(boot: Boot, plan: &Plan, limit: Duration, summary: &mut Summary) -> Result<()> {
     let parent = lab::directory();
     fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
     let shared = tempfile::Builder::new()
@@ -37,7 +71,7 @@ pub(crate) fn run(plan: &Plan, limit: Duration, summary: &mut Summary) -> Result
     fs::write(&list, serde_json::to_vec(&plan.binaries)?)
         .with_context(|| format!("cannot write {}", list.display()))?;
     let lab = Lab {
-        systemd: false,
+        systemd: boot == Boot::Systemd,
         memory: 6144,
         cpus: lab::CPUS,
         timeout: Some(LIMIT),
@@ -50,9 +84,10 @@ pub(crate) fn run(plan: &Plan, limit: Duration, summary: &mut Summary) -> Result
             "/run/lab/agent".into(),
             "lab-tests".into(),
             limit.as_secs().to_string().into(),
+            boot.name().into(),
         ],
     };
-    eprintln!("starting the lab");
+    eprintln!("starting the lab ({})", boot.name());
     let mut outcomes = Outcomes {
         summary,
         seen: BTreeSet::new(),
@@ -70,7 +105,7 @@ pub(crate) fn run(plan: &Plan, limit: Duration, summary: &mut Summary) -> Result
         Err(error) => format!("{error:#}"),
     };
     // What the lab did not come to has failed, and the rest of the summary stands.
-    for class in CLASSES {
+    for &class in boot.classes() {
         for binary in &plan.binaries {
             let names = binary.names(class);
             if names.is_empty() || seen.contains(&(class, binary.name())) {
@@ -117,7 +152,7 @@ impl Write for Outcomes<'_> {
 }
 
 /// The lab's side.
-pub(crate) fn run_inside(limit: u64) -> Result<ExitCode> {
+pub(crate) fn run_inside(limit: u64, boot: Boot) -> Result<ExitCode> {
     let list = Path::new("/lab/out").join(LIST);
     let bytes = fs::read(&list).with_context(|| format!("cannot read {}", list.display()))?;
     let binaries: Vec<Binary> = serde_json::from_slice(&bytes)?;
@@ -127,7 +162,7 @@ pub(crate) fn run_inside(limit: u64) -> Result<ExitCode> {
         limit: Duration::from_secs(limit),
         cases: None,
     };
-    for class in CLASSES {
+    for &class in boot.classes() {
         for binary in &binaries {
             if let Some(outcome) = binary.run(class, Place::Lab, &settings)? {
                 let mut line = serde_json::to_vec(&outcome)?;

@@ -28,16 +28,18 @@ pub(crate) enum Class {
     Root,
     Kvm,
     Lab,
+    Systemd,
 }
 
 impl Class {
-    pub(crate) const ALL: [Class; 6] = [
+    pub(crate) const ALL: [Class; 7] = [
         Class::Unit,
         Class::Doc,
         Class::Property,
         Class::Root,
         Class::Kvm,
         Class::Lab,
+        Class::Systemd,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -48,12 +50,13 @@ impl Class {
             Class::Root => "root",
             Class::Kvm => "kvm",
             Class::Lab => "lab",
+            Class::Systemd => "systemd",
         }
     }
 
     /// Whether tests of the class are marked `#[ignore]`, since not everybody can run them.
     pub(crate) fn is_ignored(self) -> bool {
-        matches!(self, Class::Root | Class::Kvm | Class::Lab)
+        matches!(self, Class::Root | Class::Kvm | Class::Lab | Class::Systemd)
     }
 
     fn of_reason(reason: &str) -> Option<Class> {
@@ -61,6 +64,7 @@ impl Class {
             "needs root" => Some(Class::Root),
             "needs kvm" => Some(Class::Kvm),
             "needs lab" => Some(Class::Lab),
+            "needs systemd" => Some(Class::Systemd),
             _ => None,
         }
     }
@@ -134,6 +138,8 @@ impl Plan {
             .args([
                 "test",
                 "--no-run",
+                // What stands behind a feature is tested too.
+                "--all-features",
                 "--message-format=json-render-diagnostics",
             ])
             .current_dir(places::workspace())
@@ -199,12 +205,6 @@ impl Plan {
     pub(crate) fn has_package(&self, name: &str) -> bool {
         self.binaries.iter().any(|b| b.package == name)
     }
-
-    pub(crate) fn has_lab_work(&self) -> bool {
-        [Class::Root, Class::Kvm, Class::Lab]
-            .iter()
-            .any(|class| self.count(*class) > 0)
-    }
 }
 
 /// Fills in the tests of a program: all there are, and the classes of those marked `#[ignore]`,
@@ -245,7 +245,8 @@ fn ask(binary: &mut Binary) -> Result<()> {
             Class::of_reason(reason).with_context(|| {
                 format!(
                     "test {name} of {who} is ignored for the reason {reason:?}; a test may only \
-                     be ignored as \"needs root\", \"needs kvm\" or \"needs lab\""
+                     be ignored as \"needs root\", \"needs kvm\", \"needs lab\" or \
+                     \"needs systemd\""
                 )
             })?
         } else {

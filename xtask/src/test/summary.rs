@@ -187,8 +187,10 @@ impl Summary {
             (Class::Unit | Class::Doc | Class::Property, Place::Here) => true,
             (Class::Root, Place::Here) => !out(Needs::Root),
             (Class::Kvm, Place::Here) => !out(Needs::Kvm),
-            (Class::Root | Class::Kvm | Class::Lab, Place::Lab) => !out(Needs::Lab),
-            (Class::Lab, Place::Here)
+            (Class::Root | Class::Kvm | Class::Lab | Class::Systemd, Place::Lab) => {
+                !out(Needs::Lab)
+            }
+            (Class::Lab | Class::Systemd, Place::Here)
             | (Class::Unit | Class::Doc | Class::Property, Place::Lab) => false,
         }
     }
