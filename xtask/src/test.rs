@@ -36,6 +36,7 @@ const TOOLS: [Tool; 13] = [
     Tool::program("buildah", "buildah", "make images in tests"),
     Tool::program("newuidmap", "uidmap", "map ranges of users in tests"),
     Tool::program("debootstrap", "debootstrap", "make a Debian image in tests"),
+    Tool::program("dbus-daemon", "dbus", "speak to systemd in tests"),
     Tool::program("ip", "iproute2", "look at networks in tests"),
     Tool::program(
         "python3",
