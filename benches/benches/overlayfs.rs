@@ -17,7 +17,7 @@ use rustix::mount::{
     UnmountFlags, fsconfig_create, fsconfig_set_fd, fsmount, fsopen, mount, mount_change,
     move_mount, unmount,
 };
-use rustix::thread::{UnshareFlags, unshare};
+use rustix::thread::UnshareFlags;
 
 /// A tmpfs that goes away with the guard.
 struct Scratch {
@@ -57,7 +57,7 @@ fn enter_private_namespace() {
     ENTER.call_once(|| {
         // Deprecated because of what other threads may share; there are none yet.
         #[allow(deprecated)]
-        unshare(UnshareFlags::NEWNS | UnshareFlags::FS).expect("entered");
+        rustix::thread::unshare(UnshareFlags::NEWNS | UnshareFlags::FS).expect("entered");
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).expect("private");
     });
