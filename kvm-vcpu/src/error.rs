@@ -126,6 +126,11 @@ pub enum Error {
         /// The address that was asked for.
         start: u64,
     },
+    /// The log of dirty pages forgets pages as soon as they are asked for.
+    #[error(
+        "this machine's log of dirty pages forgets what it tells: call Vm::log_dirty_until_cleared first, or use Vm::take_dirty"
+    )]
+    NeedsManualLog,
     /// A kernel or program to load is not what its loader can load.
     #[error("not a program that can be loaded: {0}")]
     Image(#[from] ImageProblem),
@@ -243,6 +248,28 @@ pub enum Error {
         /// How many the reply has.
         given: usize,
     },
+    /// A thread cannot be made for a vCPU.
+    #[error(
+        "cannot start a thread for vCPU {id}: {source}; is a limit on processes or memory reached?"
+    )]
+    Thread {
+        /// The vCPU.
+        id: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A vCPU's thread cannot be bound to these processors.
+    #[error(
+        "cannot bind the thread of vCPU {id} to the CPUs {cpus:?}: {source}; name CPUs that are online and in this process's cpuset"
+    )]
+    Affinity {
+        /// The vCPU.
+        id: u32,
+        /// The host's CPUs.
+        cpus: Vec<usize>,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The signal that stops running vCPUs is in use by another part of the program.
     #[error(
         "signal {signal} already has a handler in this program: \
@@ -345,6 +372,12 @@ pub enum PageTableProblem {
     /// The physical address has more bits than page tables can hold.
     #[error("its physical address needs more than 52 bits")]
     TooHigh,
+    /// It is a guard page.
+    #[error("it is a guard page: map around it, or do not set it aside")]
+    Guarded,
+    /// What has to be mapped is not.
+    #[error("it is beyond the 4 GiB that the boot page tables map: load it lower")]
+    Beyond,
     /// There is no room for one more table.
     #[error(
         "the tables need more than the {0} bytes set aside for them: give them more room or map larger pages"

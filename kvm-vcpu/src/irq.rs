@@ -8,6 +8,7 @@ use kvm_bindings::{
 };
 
 use crate::error::ioctl;
+use crate::sys::Irqfd;
 use crate::{Error, Result, Vcpu, Vm, sys};
 
 /// Where a machine's interrupt controllers are.
@@ -41,6 +42,23 @@ pub enum Route {
     Ioapic(u32),
     /// Straight to a local APIC, as a message.
     Msi(Msi),
+}
+
+impl Route {
+    /// The routes that [`IrqChip::InKernel`] begins with: lines 0 to 15 to the PICs, 0 to 23 to the IOAPIC.
+    /// Add those of messages to them for [`Vm::set_routes`], which replaces all.
+    pub fn of_a_pc() -> Vec<(Gsi, Self)> {
+        let pics = (0..16).map(|line| {
+            let route = if line < 8 {
+                Self::PicMaster(line)
+            } else {
+                Self::PicSlave(line - 8)
+            };
+            (Gsi(line), route)
+        });
+        pics.chain((0..24).map(|line| (Gsi(line), Self::Ioapic(line))))
+            .collect()
+    }
 }
 
 /// A message-signalled interrupt: a write of `data` to `address`.
@@ -220,22 +238,51 @@ impl Vm {
     /// already.
     #[doc(alias = "KVM_IRQFD")]
     pub fn connect_irqfd(&self, eventfd: impl AsFd, line: Gsi) -> Result<()> {
-        sys::irqfd(self.fd(), eventfd.as_fd(), line.0, true).map_err(|source| Error::Ioctl {
+        sys::irqfd(self.fd(), eventfd.as_fd(), line.0, Irqfd::Edge).map_err(|source| Error::Ioctl {
             operation: "KVM_IRQFD (connecting an eventfd to an interrupt line)",
             source,
         })
     }
 
-    /// Ends what [`Vm::connect_irqfd`] began.
+    /// As [`Vm::connect_irqfd`] for a level-triggered line, which stays high until the guest
+    /// acknowledges the interrupt: `acknowledged` is signalled then, and `eventfd` has to be signalled
+    /// once more if the device still wants attention.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::connect_irqfd`]; the controllers must be [`IrqChip::InKernel`].
+    #[doc(alias = "KVM_IRQFD_FLAG_RESAMPLE")]
+    pub fn connect_level_irqfd(
+        &self,
+        eventfd: impl AsFd,
+        acknowledged: impl AsFd,
+        line: Gsi,
+    ) -> Result<()> {
+        let acknowledged = acknowledged.as_fd();
+        sys::irqfd(
+            self.fd(),
+            eventfd.as_fd(),
+            line.0,
+            Irqfd::Level(acknowledged),
+        )
+        .map_err(|source| Error::Ioctl {
+            operation: "KVM_IRQFD (connecting an eventfd to a level-triggered interrupt line)",
+            source,
+        })
+    }
+
+    /// Ends what [`Vm::connect_irqfd`] or [`Vm::connect_level_irqfd`] began.
     ///
     /// # Errors
     ///
     /// [`Error::Ioctl`] when it is no eventfd.
     #[doc(alias = "KVM_IRQFD")]
     pub fn disconnect_irqfd(&self, eventfd: impl AsFd, line: Gsi) -> Result<()> {
-        sys::irqfd(self.fd(), eventfd.as_fd(), line.0, false).map_err(|source| Error::Ioctl {
-            operation: "KVM_IRQFD (disconnecting an eventfd from an interrupt line)",
-            source,
+        sys::irqfd(self.fd(), eventfd.as_fd(), line.0, Irqfd::Disconnect).map_err(|source| {
+            Error::Ioctl {
+                operation: "KVM_IRQFD (disconnecting an eventfd from an interrupt line)",
+                source,
+            }
         })
     }
 

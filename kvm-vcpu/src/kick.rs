@@ -1,9 +1,10 @@
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::{Error, Result, sys};
 
-/// Stops a running vCPU, from any thread.
+/// Stops or pauses a running vCPU, from any thread.
 ///
 /// A handle keeps working, without effect, when its vCPU is gone. Clones act on the same vCPU.
 #[derive(Debug, Clone)]
@@ -24,6 +25,26 @@ impl VcpuHandle {
     /// is lost. Do not call it in a signal handler.
     pub fn kick(&self) {
         self.shared.kick();
+    }
+
+    /// Takes the vCPU out of the guest and keeps it out: when this returns, no instruction of the guest
+    /// is executed until [`VcpuHandle::resume`]. Pausing twice is as pausing once.
+    ///
+    /// A thread that is in `run`, or calls it meanwhile, waits there; what the kernel had begun is
+    /// complete then. A kick and a deadline end its wait as they end a run. An exit that the guest made
+    /// at the same moment is still returned and can be handled.
+    pub fn pause(&self) {
+        self.shared.pause();
+    }
+
+    /// Lets a paused vCPU go on.
+    pub fn resume(&self) {
+        self.shared.resume();
+    }
+
+    /// Whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        self.shared.paused.load(Ordering::SeqCst)
     }
 }
 
@@ -46,6 +67,10 @@ pub(crate) struct Shared {
     pending: AtomicBool,
     state: AtomicU8,
     tid: AtomicI32,
+    paused: AtomicBool,
+    /// Where a thread waits while the vCPU is paused.
+    waiting: Mutex<()>,
+    changed: Condvar,
 }
 
 impl Shared {
@@ -54,11 +79,81 @@ impl Shared {
             pending: AtomicBool::new(false),
             state: AtomicU8::new(OUT),
             tid: AtomicI32::new(0),
+            paused: AtomicBool::new(false),
+            waiting: Mutex::new(()),
+            changed: Condvar::new(),
         }
     }
 
     fn kick(&self) {
         self.pending.store(true, Ordering::SeqCst);
+        self.signal_if_running();
+        if self.paused.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    fn pause(&self) {
+        self.paused.store(true, Ordering::SeqCst);
+        self.signal_if_running();
+        // Whoever enters from here on sees `paused` and is out again before the guest's next
+        // instruction.
+        let mut tries = 0u32;
+        while self.state.load(Ordering::SeqCst) != OUT {
+            if tries < 100 {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(std::time::Duration::from_micros(50));
+            }
+            tries = tries.saturating_add(1);
+        }
+    }
+
+    fn resume(&self) {
+        self.paused.store(false, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // With the lock held, so that nobody is between looking and waiting.
+        let _waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.changed.notify_all();
+    }
+
+    /// Waits while the vCPU is paused, nobody kicks it, and the deadline has not passed; says whether it
+    /// waited for any of them.
+    pub(crate) fn wait_while_paused(&self, deadline: Option<Instant>) -> bool {
+        let is_paused =
+            || self.paused.load(Ordering::SeqCst) && !self.pending.load(Ordering::SeqCst);
+        if !is_paused() {
+            return false;
+        }
+        let mut guard = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        while is_paused() {
+            guard = match deadline {
+                None => self
+                    .changed
+                    .wait(guard)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    let waited = self.changed.wait_timeout(guard, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        true
+    }
+
+    /// Whether a run has to end before the guest's next instruction.
+    fn is_wanted(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) || self.paused.load(Ordering::SeqCst)
+    }
+
+    fn signal_if_running(&self) {
         loop {
             match self.state.load(Ordering::SeqCst) {
                 // Not in `run`: the next one sees `pending`.
@@ -73,7 +168,7 @@ impl Shared {
                     }
                     // The thread stays in this run until `state` changes, and a kick that is no
                     // longer pending was returned by the run before.
-                    let after = if self.pending.load(Ordering::SeqCst) {
+                    let after = if self.is_wanted() {
                         signal(self.tid.load(Ordering::SeqCst));
                         SIGNALLED
                     } else {
@@ -87,11 +182,11 @@ impl Shared {
         }
     }
 
-    /// Marks this thread as running the vCPU; says whether a kick is waiting already.
+    /// Marks this thread as running the vCPU; says whether it has to come back at once.
     pub(crate) fn enter(&self) -> bool {
         self.tid.store(sys::gettid(), Ordering::Relaxed);
         self.state.store(IN, Ordering::SeqCst);
-        self.pending.load(Ordering::SeqCst)
+        self.is_wanted()
     }
 
     /// Marks the vCPU as not running. No signal of a kick is sent to this thread from here on.

@@ -17,6 +17,8 @@ mod asm;
 mod console;
 mod cpuid;
 mod debug;
+mod descriptors;
+mod dirty;
 mod error;
 mod exit;
 mod irq;
@@ -27,14 +29,19 @@ mod memory;
 mod mode;
 mod msrs;
 mod paging;
+mod region;
 mod regs;
 mod snapshot;
+mod thread;
+mod topology;
 mod vcpu;
 mod vm;
 
 pub use asm::{Asm, Bits, Cond, Label, Reg};
 pub use console::Console;
 pub use cpuid::{CpuidLeaf, CpuidRegister, CpuidTable, Feature};
+pub use descriptors::{DescriptorTables, Descriptors};
+pub use dirty::DirtyPages;
 pub use error::{
     Error, ImageProblem, PageTableProblem, RegionList, RegionProblem, Result, SnapshotProblem,
 };
@@ -46,14 +53,17 @@ pub use irq::{Gsi, IoAddress, IoEvent, IrqChip, Msi, Route};
 pub use kick::{VcpuHandle, set_kick_signal};
 pub use kvm::Kvm;
 pub use load::{Loaded, load_elf64, load_flat};
-pub use memory::{GuestMemory, PAGE_SIZE, Pod, Region};
-pub use mode::{LongMode, Mode};
+pub use memory::{GuestMemory, HostLog, PAGE_SIZE, Pod, VmMemory};
+pub use mode::{LinuxBoot, LongMode, Mode};
 pub use msrs::{MsrAccess, MsrExits, MsrFilter, msr};
 pub use paging::{MapFlags, PageSize, PageTables, Translation};
+pub use region::Region;
 pub use regs::{CpuMode, DescriptorTable, Registers, Segment, SystemRegisters};
 pub use snapshot::Snapshot;
+pub use thread::{VcpuThread, VcpuThreadBuilder};
+pub use topology::Topology;
 pub use vcpu::Vcpu;
-pub use vm::{DirtyPages, Vm};
+pub use vm::Vm;
 
 /// The types of `vm-memory` that this crate's memory is made of.
 pub use vm_memory;

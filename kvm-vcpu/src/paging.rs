@@ -81,6 +81,8 @@ pub struct Translation {
 }
 
 const PRESENT: u64 = 1;
+/// A page that is not there and stays so. The CPU ignores all bits of an entry that is not present.
+const GUARD: u64 = 1 << 9;
 const PAGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -138,13 +140,40 @@ impl PageTables {
         self.map(0, 0, len, PageSize::Large, MapFlags::WRITE)
     }
 
-    fn map_page(
-        &mut self,
-        virt: u64,
-        physical: u64,
-        size: PageSize,
-        flags: MapFlags,
-    ) -> Result<(), PageTableProblem> {
+    /// Maps the first `len` bytes of guest-physical memory to the upper half, at
+    /// `0xffff_8000_0000_0000`, writable and not executable, in pages of 2 MiB: where a kernel
+    /// keeps its view of all memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`PageTables::map`].
+    pub fn higher_half(&mut self, len: u64) -> Result<()> {
+        let len = len.next_multiple_of(PageSize::Large.bytes());
+        let flags = MapFlags::WRITE | MapFlags::NO_EXECUTE;
+        self.map(Self::HIGHER_HALF, 0, len, PageSize::Large, flags)
+    }
+
+    /// Where the upper half of the addresses begins.
+    pub const HIGHER_HALF: u64 = 0xffff_8000_0000_0000;
+
+    /// Sets the page of 4 KiB at `virt` aside: it stays without memory, so that an access (a stack
+    /// that overflows, as a rule) faults, and mapping it is an error.
+    ///
+    /// # Errors
+    ///
+    /// As [`PageTables::map`].
+    pub fn guard(&mut self, virt: u64) -> Result<()> {
+        let refuse = |problem| Error::PageTable { virt, problem };
+        if !virt.is_multiple_of(PAGE_SIZE) {
+            return Err(refuse(PageTableProblem::Unaligned(PAGE_SIZE)));
+        }
+        let slot = self.entry(virt, PageSize::Small).map_err(refuse)?;
+        *slot = GUARD;
+        Ok(())
+    }
+
+    /// The entry of a page that is not mapped, with the tables above it.
+    fn entry(&mut self, virt: u64, size: PageSize) -> Result<&mut u64, PageTableProblem> {
         if !canonical(virt) {
             return Err(PageTableProblem::NotCanonical);
         }
@@ -173,13 +202,26 @@ impl PageTables {
         if *slot & PRESENT != 0 {
             return Err(PageTableProblem::Mapped);
         }
+        if *slot & GUARD != 0 {
+            return Err(PageTableProblem::Guarded);
+        }
+        Ok(slot)
+    }
+
+    fn map_page(
+        &mut self,
+        virt: u64,
+        physical: u64,
+        size: PageSize,
+        flags: MapFlags,
+    ) -> Result<(), PageTableProblem> {
         let page = if size == PageSize::Small { 0 } else { PAGE };
-        *slot = physical | PRESENT | page | flags.bits();
+        *self.entry(virt, size)? = physical | PRESENT | page | flags.bits();
         Ok(())
     }
 
     fn table_at(&self, entry: u64) -> usize {
-        // Every entry without PAGE was made by `map_page` and points to one of our tables.
+        // Every entry without PAGE was made by `entry` and points to one of our tables.
         ((entry & ADDRESS) - self.base) as usize / PAGE_SIZE as usize
     }
 

@@ -35,8 +35,8 @@ use crate::{
 pub struct Snapshot {
     /// What the host's CPU could do where it was taken.
     host: CpuidTable,
-    /// The regions' start, length, and whether they are read-only.
-    regions: Vec<(u64, u64, bool)>,
+    /// The regions' start, length, whether they are read-only, and whether they are logged.
+    regions: Vec<(u64, u64, bool, bool)>,
     irqchip: Option<IrqChip>,
     /// The kernel's two PICs and its IOAPIC.
     chips: Vec<kvm_irqchip_bytes>,
@@ -145,7 +145,7 @@ impl Snapshot {
                 .memory()
                 .regions()
                 .iter()
-                .map(|r| (r.start(), r.len(), r.is_read_only()))
+                .map(|r| (r.start(), r.len(), r.is_read_only(), r.is_logged()))
                 .collect(),
             irqchip,
             chips,
@@ -173,12 +173,13 @@ impl Snapshot {
         self.check_host(&kvm.supported_cpuid()?)?;
         let mut regions = Vec::new();
         let mut offset = 0;
-        for (start, len, read_only) in &self.regions {
+        for (start, len, read_only, logged) in &self.regions {
             let file = memory.try_clone().map_err(|source| Error::MemoryFile {
                 operation: "duplicate the file descriptor of a memory file",
                 source,
             })?;
             let region = Region::file_private(*start, *len, file, offset);
+            let region = if *logged { region.log_dirty() } else { region };
             regions.push(if *read_only {
                 region.read_only()
             } else {
@@ -253,10 +254,11 @@ impl Snapshot {
         w.0.extend_from_slice(MAGIC);
         w.value(&VERSION);
         w.cpuid(&self.host);
-        w.list(&self.regions, |w, (start, len, read_only)| {
+        w.list(&self.regions, |w, (start, len, read_only, logged)| {
             w.value(start);
             w.value(len);
             w.value(&u8::from(*read_only));
+            w.value(&u8::from(*logged));
         });
         let (kind, pins) = match self.irqchip {
             None => (0u8, 0),
@@ -287,7 +289,7 @@ impl Snapshot {
                 w.bytes(lapic);
             }
         });
-        let checksum = crc32(&w.0);
+        let checksum = crc32fast::hash(&w.0);
         w.value(&checksum);
         w.0
     }
@@ -314,14 +316,14 @@ impl Snapshot {
             }
             .into());
         }
-        if crc32(body) != checksum {
+        if crc32fast::hash(body) != checksum {
             return Err(SnapshotProblem::Damaged.into());
         }
         let mut r = Reader(&body[MAGIC.len() + 4..]);
         let host = r.cpuid()?;
         let regions = r.list("list of regions", |r| {
             let (start, len) = (r.value("region")?, r.value("region")?);
-            Ok((start, len, r.flag("region")?))
+            Ok((start, len, r.flag("region")?, r.flag("region")?))
         })?;
         let (kind, pins) = (
             r.value::<u8>("interrupt controller")?,
@@ -594,41 +596,5 @@ impl Reader<'_> {
             })
         })?;
         Ok(CpuidTable::new(leaves))
-    }
-}
-
-/// CRC-32 (IEEE 802.3).
-fn crc32(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut i = 0;
-        while i < 256 {
-            let mut c = i as u32;
-            let mut bit = 0;
-            while bit < 8 {
-                c = if c & 1 != 0 {
-                    0xedb8_8320 ^ (c >> 1)
-                } else {
-                    c >> 1
-                };
-                bit += 1;
-            }
-            table[i] = c;
-            i += 1;
-        }
-        table
-    };
-    !bytes.iter().fold(!0, |crc, byte| {
-        TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_checksum_is_the_usual_one() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 }

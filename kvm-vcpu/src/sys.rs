@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_IRQFD_FLAG_DEASSIGN, kvm_interrupt, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
-    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqfd, kvm_run,
-    kvm_userspace_memory_region, kvm_xsave,
+    KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, kvm_clear_dirty_log,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_interrupt, kvm_ioeventfd,
+    kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio,
+    kvm_irqfd, kvm_run, kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
-use vm_memory::MmapRegion;
 
+use crate::memory::Mapping;
 use crate::{IoAddress, IoEvent};
 
 /// `_IO(KVMIO, 0x80)`
@@ -26,6 +27,10 @@ const KVM_RUN: libc::Ioctl = 0xAE80;
 const KVM_IRQFD: libc::Ioctl = 0x4020_AE76;
 /// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`
 const KVM_IOEVENTFD: libc::Ioctl = 0x4040_AE79;
+/// `_IOWR(KVMIO, 0xc0, struct kvm_clear_dirty_log)`
+// The type is signed in some C libraries, which look at the same 32 bits.
+#[allow(clippy::cast_lossless, clippy::cast_possible_wrap)]
+const KVM_CLEAR_DIRTY_LOG: libc::Ioctl = 0xC018_AEC0u32 as libc::Ioctl;
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`
 const KVM_INTERRUPT: libc::Ioctl = 0x4004_AE86;
 
@@ -56,7 +61,7 @@ pub(crate) fn borrow_fd<T>(_owner: &T, fd: RawFd) -> BorrowedFd<'_> {
 pub(crate) struct Machine {
     // Declared, and so dropped, before the mappings.
     fd: VmFd,
-    kept: Mutex<BTreeMap<u32, Arc<MmapRegion>>>,
+    kept: Mutex<BTreeMap<u32, Arc<Mapping>>>,
 }
 
 impl Machine {
@@ -77,7 +82,7 @@ impl Machine {
         &self,
         slot: u32,
         guest_phys_addr: u64,
-        mapping: Arc<MmapRegion>,
+        mapping: Arc<Mapping>,
         flags: u32,
     ) -> Result<(), kvm_ioctls::Error> {
         let region = kvm_userspace_memory_region {
@@ -109,16 +114,39 @@ impl Machine {
     }
 }
 
+/// What is done with an eventfd and an interrupt line.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Irqfd<'a> {
+    Edge,
+    /// The kernel signals this one when the guest acknowledges the interrupt.
+    Level(BorrowedFd<'a>),
+    Disconnect,
+}
+
 /// Connects an eventfd to an interrupt line, or disconnects it.
-pub(crate) fn irqfd(vm: &VmFd, eventfd: BorrowedFd<'_>, gsi: u32, connect: bool) -> io::Result<()> {
+pub(crate) fn irqfd(
+    vm: &VmFd,
+    eventfd: BorrowedFd<'_>,
+    gsi: u32,
+    what: Irqfd<'_>,
+) -> io::Result<()> {
+    let (flags, resamplefd) = match what {
+        Irqfd::Edge => (0, 0),
+        Irqfd::Level(acknowledged) => {
+            let fd = acknowledged.as_raw_fd().cast_unsigned();
+            (KVM_IRQFD_FLAG_RESAMPLE, fd)
+        }
+        Irqfd::Disconnect => (KVM_IRQFD_FLAG_DEASSIGN, 0),
+    };
     let request = kvm_irqfd {
         fd: eventfd.as_raw_fd().cast_unsigned(),
         gsi,
-        flags: if connect { 0 } else { KVM_IRQFD_FLAG_DEASSIGN },
+        flags,
+        resamplefd,
         ..Default::default()
     };
     // SAFETY: KVM_IRQFD reads the structure that its number names, and `request` is one. The kernel
-    // takes a reference of its own to the eventfd.
+    // takes references of its own to the eventfds.
     let ret = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_IRQFD, &raw const request) };
     done(ret)
 }
@@ -156,6 +184,32 @@ pub(crate) fn ioeventfd(
     done(ret)
 }
 
+/// Takes pages out of a slot's log of dirty pages: those whose bits are set, of `pages` pages from
+/// `first_page` on.
+pub(crate) fn clear_dirty_log(
+    vm: &VmFd,
+    slot: u32,
+    first_page: u64,
+    pages: u64,
+    bits: &[u64],
+) -> io::Result<()> {
+    let (Ok(num_pages), true) = (u32::try_from(pages), pages <= bits.len() as u64 * 64) else {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    };
+    let request = kvm_clear_dirty_log {
+        slot,
+        num_pages,
+        first_page,
+        __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+            dirty_bitmap: bits.as_ptr().cast_mut().cast(),
+        },
+    };
+    // SAFETY: KVM_CLEAR_DIRTY_LOG reads the structure that its number names, and `num_pages` bits of
+    // the bitmap, which has as many (checked above).
+    let ret = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_CLEAR_DIRTY_LOG, &raw const request) };
+    done(ret)
+}
+
 /// Injects an external interrupt.
 pub(crate) fn interrupt(vcpu: &VcpuFd, vector: u8) -> io::Result<()> {
     let request = kvm_interrupt { irq: vector.into() };
@@ -187,7 +241,7 @@ fn done(ret: libc::c_int) -> io::Result<()> {
 }
 
 /// How many bytes of a mapping have pages behind them.
-pub(crate) fn resident(mapping: &MmapRegion) -> io::Result<u64> {
+pub(crate) fn resident(mapping: &Mapping) -> io::Result<u64> {
     // One byte tells of one page; asking for 4 GiB at a time keeps the answer at 1 MiB.
     const CHUNK: usize = 4 << 30;
     let page = crate::PAGE_SIZE as usize;

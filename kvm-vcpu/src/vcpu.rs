@@ -191,6 +191,19 @@ impl Vcpu {
 
     fn enter(&mut self, deadline: Option<Instant>) -> Result<Exit> {
         kick::unblock()?;
+        loop {
+            let result = self.enter_once(deadline)?;
+            let interrupted = matches!(&result, Err(e) if e.raw_os_error() == Some(libc::EINTR));
+            if interrupted && self.shared.wait_while_paused(deadline) {
+                // What the last exit began is complete. Whatever ended the wait, a run finds it.
+                self.settled = true;
+                continue;
+            }
+            return self.exited(result, deadline);
+        }
+    }
+
+    fn enter_once(&mut self, deadline: Option<Instant>) -> Result<io::Result<()>> {
         let (shared, timer) = (&self.shared, &mut self.timer);
         let mut timer_result = Ok(());
         let result = self.file.run.run(&self.file.fd, || {
@@ -208,7 +221,7 @@ impl Vcpu {
         });
         self.shared.leave();
         timer_result?;
-        self.exited(result, deadline)
+        Ok(result)
     }
 
     fn exited(&mut self, result: io::Result<()>, deadline: Option<Instant>) -> Result<Exit> {

@@ -1,15 +1,14 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use kvm_ioctls::{Cap, VmFd};
 
 use crate::error::{RegionProblem, ioctl};
 use crate::sys::Machine;
 use crate::{
-    CpuidTable, Error, Feature, GuestMemory, IrqChip, Kvm, Mode, PAGE_SIZE, Pod, Region, Result,
-    Vcpu, sys,
+    CpuidTable, Error, Feature, GuestMemory, IrqChip, Kvm, Mode, Pod, Region, Result, Vcpu, sys,
 };
 
 /// A virtual machine: guest memory, and the vCPUs that are made from it.
@@ -28,6 +27,8 @@ pub(crate) struct Inner {
     pub(crate) memory: GuestMemory,
     supported_cpuid: CpuidTable,
     irqchip: OnceLock<IrqChip>,
+    /// Whether what is in the log of dirty pages stays until it is cleared.
+    manual_log: AtomicBool,
     max_vcpu_id: u32,
     vcpus: Mutex<BTreeSet<u32>>,
 }
@@ -85,6 +86,7 @@ impl Vm {
                 memory,
                 supported_cpuid: kvm.supported_cpuid()?,
                 irqchip: OnceLock::new(),
+                manual_log: AtomicBool::new(false),
                 max_vcpu_id,
                 vcpus: Mutex::new(BTreeSet::new()),
             }),
@@ -112,32 +114,6 @@ impl Vm {
     /// [`Error::OutOfBounds`] when the guest lacks any of these addresses.
     pub fn read_value<T: Pod + Default>(&self, address: u64) -> Result<T> {
         self.inner.memory.read_value(address)
-    }
-
-    /// Which pages of the region that starts at `start` the guest has written since the last time,
-    /// and forgets them.
-    ///
-    /// Writes by the host (through [`GuestMemory`]) are not among them.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotLogged`] when no region with [`Region::log_dirty`] starts there;
-    /// [`Error::Ioctl`] when the kernel does not answer.
-    #[doc(alias = "KVM_GET_DIRTY_LOG")]
-    pub fn take_dirty(&self, start: u64) -> Result<DirtyPages> {
-        let logged = |r: &Region| r.start() == start && r.flags() & KVM_MEM_LOG_DIRTY_PAGES != 0;
-        let regions = self.inner.memory.regions();
-        let slot = regions
-            .iter()
-            .position(logged)
-            .ok_or(Error::NotLogged { start })?;
-        let bits = self
-            .inner
-            .machine
-            .fd()
-            .get_dirty_log(slot as u32, regions[slot].len() as usize)
-            .map_err(ioctl("KVM_GET_DIRTY_LOG (asking which pages were written)"))?;
-        Ok(DirtyPages { start, bits })
     }
 
     /// Makes a virtual CPU that is about to run its first instruction in this mode.
@@ -176,6 +152,13 @@ impl Vm {
         Vcpu::new(self.inner.clone(), fd, id, mode)
     }
 
+    /// What the CPUID of the vCPU with this number is if nothing else is set: what the host supports,
+    /// with the vCPU's number as its local APIC's, and a hypervisor announced. A machine of several
+    /// vCPUs gives each [`CpuidTable::with_topology`] of it.
+    pub fn cpuid_for(&self, id: u32) -> CpuidTable {
+        self.inner.cpuid_for(id)
+    }
+
     pub(crate) fn fd(&self) -> &VmFd {
         self.inner.machine.fd()
     }
@@ -206,35 +189,20 @@ impl Inner {
         self.irqchip.get().copied()
     }
 
+    pub(crate) fn note_manual_log(&self) {
+        self.manual_log.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn clears_dirty_itself(&self) -> bool {
+        self.manual_log.load(Ordering::Relaxed)
+    }
+
     /// What the CPUID of the vCPU with this number is before anything else is set.
     pub(crate) fn cpuid_for(&self, id: u32) -> CpuidTable {
         let mut table = self.supported_cpuid.clone().with_id(id);
         // The kernel leaves it to user space to say that there is a hypervisor.
         table.set(Feature::HYPERVISOR, true);
         table
-    }
-}
-
-/// The pages of a region that a guest wrote.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirtyPages {
-    start: u64,
-    bits: Vec<u64>,
-}
-
-impl DirtyPages {
-    /// The guest-physical addresses of the pages, in order.
-    pub fn iter(&self) -> impl Iterator<Item = u64> {
-        self.bits.iter().zip(0u64..).flat_map(move |(word, i)| {
-            (0..64)
-                .filter(move |bit| word >> bit & 1 != 0)
-                .map(move |bit| self.start + (i * 64 + bit) * PAGE_SIZE)
-        })
-    }
-
-    /// How many pages there are.
-    pub fn count(&self) -> u64 {
-        self.bits.iter().map(|w| u64::from(w.count_ones())).sum()
     }
 }
 

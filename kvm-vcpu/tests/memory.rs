@@ -174,3 +174,36 @@ fn the_dirty_log_is_the_set_of_pages_that_were_written() {
         assert!(matches!(e, Error::NotLogged { .. }), "{e:?}");
     }
 }
+
+#[test]
+#[ignore = "needs kvm"]
+fn the_hosts_own_writes_are_logged_and_pages_stay_until_they_are_cleared() {
+    use kvm_vcpu::vm_memory::{Bytes, GuestAddress};
+    let vm = Kvm::open()
+        .unwrap()
+        .create_vm(&[Region::anonymous(0, 0x20_0000).log_dirty()])
+        .unwrap();
+    // mov [0x5000], al; hlt
+    vm.write(0, &[0xa2, 0x00, 0x50, 0xf4]).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, 0)).unwrap();
+    let listed = |pages: &kvm_vcpu::DirtyPages| pages.iter().collect::<Vec<_>>();
+    assert_eq!(listed(&vm.take_dirty(0).unwrap()), [0]);
+    assert!(matches!(vm.dirty(0), Err(Error::NeedsManualLog)));
+
+    vm.log_dirty_until_cleared().unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    // As virtio-queue would.
+    let as_vm_memory = vm.memory().as_vm_memory();
+    as_vm_memory
+        .write_obj(7u32, GuestAddress(0x10_0ffe))
+        .unwrap();
+    let dirty = vm.dirty(0).unwrap();
+    assert_eq!(listed(&dirty), [0x5000, 0x10_0000, 0x10_1000]);
+    assert_eq!(vm.dirty(0).unwrap(), dirty);
+    vm.clear_dirty(&dirty).unwrap();
+    assert_eq!(vm.dirty(0).unwrap().count(), 0);
+    vcpu.set_mode(&Mode::real(0, 0)).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    assert_eq!(listed(&vm.take_dirty(0).unwrap()), [0x5000]);
+    assert_eq!(vm.dirty(0).unwrap().count(), 0);
+}

@@ -206,3 +206,72 @@ fn saved_memory_has_holes_where_there_is_nothing() {
     back.read(0x10_5000, &mut bytes).unwrap();
     assert_eq!(&bytes, b"there");
 }
+
+#[test]
+#[ignore = "needs kvm"]
+fn what_changed_brings_a_saved_memory_up_to_date() {
+    use std::io::Read;
+    let kvm = Kvm::open().unwrap();
+    let logged = || {
+        [
+            Region::anonymous(0, 0x10_0000).log_dirty(),
+            Region::anonymous(0x40_0000, 0x10_0000).log_dirty(),
+        ]
+    };
+    let vm = kvm.create_vm(&logged()).unwrap();
+    // again: inc dword [0x5000]; out 0x80, al; jmp again
+    let code = [0x66, 0xff, 0x06, 0x00, 0x50, 0xe6, 0x80, 0xeb, 0xf7];
+    vm.write(CODE, &code).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    let file = memory_file();
+    vm.memory().save(&file).unwrap();
+    vm.save_dirty(&file).unwrap();
+    for round in 0..3u32 {
+        assert!(matches!(vcpu.run().unwrap(), Exit::PortOut(_)));
+        vm.memory()
+            .write_value(0x40_8000 + u64::from(round), round + 1)
+            .unwrap();
+        assert_eq!(vm.save_dirty(&file).unwrap(), 2);
+        assert_eq!(vm.save_dirty(&file).unwrap(), 0);
+        let whole = memory_file();
+        vm.memory().save(&whole).unwrap();
+        let bytes = |file: &File| {
+            let mut bytes = Vec::new();
+            // Its own place in the file, which the duplicates share.
+            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+            File::open(path).unwrap().read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        assert!(bytes(&file) == bytes(&whole), "round {round}");
+    }
+    // A failure loses nothing: the pages are written the next time.
+    vm.memory().write_value(0x6000, 1u8).unwrap();
+    let short = memory_file();
+    short.set_len(vm.memory().size()).unwrap();
+    let read_only = File::open(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&short)
+    ))
+    .unwrap();
+    assert!(matches!(
+        vm.save_dirty(&read_only),
+        Err(Error::MemoryFile { .. })
+    ));
+    assert_eq!(vm.save_dirty(&file).unwrap(), 1);
+    // And what is restored keeps a log, too.
+    while vcpu.settle().unwrap().is_some() {}
+    let snapshot = Snapshot::take(&kvm, &vm, &[&mut vcpu]).unwrap();
+    let snapshot = Snapshot::from_bytes(&snapshot.to_bytes()).unwrap();
+    let (vm, mut vcpus) = snapshot.restore(&kvm, &file).unwrap();
+    assert!(matches!(vcpus[0].run().unwrap(), Exit::PortOut(_)));
+    assert_eq!(
+        vm.take_dirty(0).unwrap().iter().collect::<Vec<_>>(),
+        [0x5000]
+    );
+
+    let unlogged = machine();
+    assert!(matches!(
+        unlogged.save_dirty(&file),
+        Err(Error::CannotSave { .. })
+    ));
+}
