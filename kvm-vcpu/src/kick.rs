@@ -125,7 +125,7 @@ impl Shared {
     pub(crate) fn wait_while_paused(&self, deadline: Option<Instant>) -> bool {
         let is_paused =
             || self.paused.load(Ordering::SeqCst) && !self.pending.load(Ordering::SeqCst);
-        if !is_paused() {
+        if !is_paused() || deadline.is_some_and(|d| Instant::now() >= d) {
             return false;
         }
         let mut guard = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

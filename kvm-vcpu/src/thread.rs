@@ -131,7 +131,8 @@ impl<T> VcpuThread<T> {
 
     /// Stops the vCPU, also when it is paused, and gives it back between two instructions, ready for
     /// [`Snapshot::take`](crate::Snapshot::take) or another thread; with what the function broke with, if
-    /// it did. The function may still see exits of the instruction that the vCPU was at.
+    /// it did. The function may still see exits of the instruction that the vCPU was at. Kicks up to here are
+    /// done with; a pause is not.
     ///
     /// # Errors
     ///
@@ -142,7 +143,10 @@ impl<T> VcpuThread<T> {
     /// If the function panicked.
     pub fn stop(self) -> Result<(Vcpu, Option<T>)> {
         self.stopper.ask();
-        self.join()
+        let (vcpu, ended) = self.join()?;
+        // It may have ended for another reason, and the kick must not end the next run.
+        vcpu.forget_kick();
+        Ok((vcpu, ended))
     }
 
     /// Waits until the function breaks, and gives the vCPU back.
@@ -169,6 +173,9 @@ impl Stopper {
 
 impl Drop for Stopper {
     fn drop(&mut self) {
+        if self.running.try_recv() == Err(mpsc::TryRecvError::Disconnected) {
+            return;
+        }
         self.ask();
         // Nothing is ever sent: it returns when the thread lets its end go.
         let _ended = self.running.recv();

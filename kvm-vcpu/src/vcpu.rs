@@ -185,6 +185,11 @@ impl Vcpu {
         }
     }
 
+    /// Takes back a kick that no run has returned yet.
+    pub(crate) fn forget_kick(&self) {
+        self.shared.take();
+    }
+
     pub(crate) fn is_settled(&self) -> bool {
         self.settled
     }
