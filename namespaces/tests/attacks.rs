@@ -178,3 +178,9 @@ fn links_of_proc_are_not_followed() {
     assert_eq!(error.step(), Step::Mount);
     assert_eq!(error.operation(), "openat2");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -8,31 +8,10 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs;
 
-use common::{Rootfs, container};
-use namespaces::{
-    Barrier, Capabilities, Command, Device, DeviceKind, Error, IoPriority, Limit, Mount,
-    MountAttributes, Namespace, Resource, Scheduler, TerminalSize, TimeOffset, UserMapping,
-};
+use common::{Rootfs, container, everything, failing, traces};
+use namespaces::{Barrier, Command, Error, Mount, MountAttributes, Scheduler, UserMapping};
 
 const CASE: &str = "COFFERDAM_FAULT";
-
-/// A filter that lets one system call fail with this errno: ld [0]; jeq; ret ERRNO; ret ALLOW.
-fn filter(call: libc::c_long, errno: i32) -> Vec<u8> {
-    let call = u32::try_from(call).expect("a number");
-    let errno = 0x0005_0000 | u32::try_from(errno).expect("a number");
-    let mut program = Vec::new();
-    for (code, jt, jf, k) in [
-        (0x20_u16, 0_u8, 0_u8, 0_u32),
-        (0x15, 0, 1, call),
-        (0x06, 0, 0, errno),
-        (0x06, 0, 0, 0x7fff_0000),
-    ] {
-        program.extend(code.to_ne_bytes());
-        program.extend([jt, jf]);
-        program.extend(k.to_ne_bytes());
-    }
-    program
-}
 
 /// A copy of this program in the temporary directory. Where programs are read over a slow file
 /// system without a cache, as in the lab, running it dozens of times takes minutes otherwise.
@@ -59,7 +38,7 @@ fn again(program: &std::path::Path, test: &str, call: libc::c_long, errno: i32) 
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(CASE, "1")
         .no_new_privs(true)
-        .seccomp(filter(call, errno))
+        .seccomp(failing(call, errno))
         .output()
         .expect("run this test again");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -69,62 +48,6 @@ fn again(program: &std::path::Path, test: &str, call: libc::c_long, errno: i32) 
         String::from_utf8_lossy(&output.stderr)
     );
     text
-}
-
-/// A plan with a step of every kind that needs no privilege.
-fn everything(rootfs: &Rootfs) -> Command {
-    let mut command = container(rootfs, "exit 42");
-    let zero = TimeOffset::default();
-    command
-        .unshare([Namespace::Time])
-        .time_offsets(zero, zero)
-        .hostname("host")
-        .domainname("domain")
-        .loopback_up(true)
-        .mounts(Mount::standard())
-        .mount(Mount::bind_single("/usr", "/usr").with(MountAttributes::READ_ONLY))
-        .devices([Device::new("/made/fifo", DeviceKind::Fifo, 0, 0).owner(0, 0)])
-        .masked_paths(["/proc/kcore", "/etc"])
-        .read_only_paths(["/proc/sys"])
-        .root_read_only(true)
-        .sysctl("net.ipv4.ip_forward", "1")
-        .rlimit(
-            Resource::Core,
-            Limit {
-                soft: Some(0),
-                hard: Some(0),
-            },
-        )
-        .nice(19)
-        .io_priority(IoPriority::Idle)
-        .cpu_affinity([0])
-        .session_keyring("cofferdam-fault")
-        .personality(0)
-        .terminal(TerminalSize {
-            rows: 1,
-            columns: 1,
-        })
-        .capabilities(Capabilities::container_default())
-        .die_with_parent(true)
-        .no_new_privs(true)
-        .seccomp(filter(libc::SYS_acct, 1));
-    command
-}
-
-/// What a process leaves behind: descriptors, children, mounts.
-fn traces() -> (usize, String, String) {
-    let children = fs::read_dir("/proc/self/task")
-        .expect("read")
-        .map(|task| {
-            let path = task.expect("an entry").path().join("children");
-            fs::read_to_string(path).unwrap_or_default()
-        })
-        .collect();
-    (
-        fs::read_dir("/proc/self/fd").expect("read").count(),
-        children,
-        fs::read_to_string("/proc/self/mountinfo").expect("read"),
-    )
 }
 
 /// The inner side: tries the plan and reports.

@@ -221,3 +221,9 @@ fn links_and_late_read_only() {
         "{error}"
     );
 }
+
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -240,3 +240,9 @@ fn the_parent_can_act_before_anything_is_done() {
         .expect("output");
     assert_eq!(output.stdout, b"theirs\n");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -1,11 +1,17 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+#[allow(unsafe_code)]
+pub(crate) mod sys;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use namespaces::{Command, Namespace, UserMapping};
+use namespaces::{
+    Capabilities, Command, Device, DeviceKind, IoPriority, Limit, Mount, MountAttributes,
+    Namespace, Resource, TerminalSize, TimeOffset, UserMapping,
+};
 
 /// A root file system with a static busybox; gone when dropped.
 pub(crate) struct Rootfs {
@@ -79,4 +85,103 @@ pub(crate) fn stdout(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).expect("text")
+}
+
+/// A filter that lets one system call fail with this errno: ld [0]; jeq; ret ERRNO; ret ALLOW.
+pub(crate) fn failing(call: libc::c_long, errno: i32) -> Vec<u8> {
+    let call = u32::try_from(call).expect("a number");
+    let errno = 0x0005_0000 | u32::try_from(errno).expect("a number");
+    let mut program = Vec::new();
+    for (code, jt, jf, k) in [
+        (0x20_u16, 0_u8, 0_u8, 0_u32),
+        (0x15, 0, 1, call),
+        (0x06, 0, 0, errno),
+        (0x06, 0, 0, 0x7fff_0000),
+    ] {
+        program.extend(code.to_ne_bytes());
+        program.extend([jt, jf]);
+        program.extend(k.to_ne_bytes());
+    }
+    program
+}
+
+/// A plan with a step of every kind that needs no privilege.
+pub(crate) fn everything(rootfs: &Rootfs) -> Command {
+    let mut command = container(rootfs, "exit 42");
+    let zero = TimeOffset::default();
+    command
+        .unshare([Namespace::Time])
+        .time_offsets(zero, zero)
+        .hostname("host")
+        .domainname("domain")
+        .loopback_up(true)
+        .mounts(Mount::standard())
+        .mount(Mount::tmpfs("/etc").copy_up(true))
+        .link("/etc/link", "to")
+        .mount(Mount::bind_single("/usr", "/usr").with(MountAttributes::READ_ONLY))
+        .devices([Device::new("/made/fifo", DeviceKind::Fifo, 0, 0).owner(0, 0)])
+        .masked_paths(["/proc/kcore", "/etc"])
+        .read_only_paths(["/proc/sys"])
+        .root_read_only(true)
+        .sysctl("net.ipv4.ip_forward", "1")
+        .rlimit(
+            Resource::Core,
+            Limit {
+                soft: Some(0),
+                hard: Some(0),
+            },
+        )
+        .nice(19)
+        .io_priority(IoPriority::Idle)
+        .cpu_affinity([0])
+        .session_keyring("cofferdam-fault")
+        .personality(0)
+        .terminal(TerminalSize {
+            rows: 1,
+            columns: 1,
+        })
+        .capabilities(Capabilities::container_default())
+        .die_with_parent(true)
+        .no_new_privs(true)
+        .seccomp(failing(libc::SYS_acct, 1));
+    command
+}
+
+/// What a process leaves behind: descriptors, children, mounts.
+pub(crate) fn traces() -> (usize, String, String) {
+    let children = fs::read_dir("/proc/self/task")
+        .expect("read")
+        .map(|task| {
+            let path = task.expect("an entry").path().join("children");
+            fs::read_to_string(path).unwrap_or_default()
+        })
+        .collect();
+    (
+        fs::read_dir("/proc/self/fd").expect("read").count(),
+        children,
+        fs::read_to_string("/proc/self/mountinfo").expect("read"),
+    )
+}
+
+/// Runs the other tests of the file again as an ordinary user, who needs nothing prepared.
+pub(crate) fn again_as_a_user() {
+    const UID: u32 = 4242;
+    let home = tempfile::tempdir().expect("a directory");
+    let program = home.path().join("test");
+    // The user need not have access to where it was built.
+    fs::copy("/proc/self/exe", &program).expect("copy this program");
+    std::os::unix::fs::chown(home.path(), Some(UID), Some(UID)).expect("chown");
+    let output = Command::new(&program)
+        .env("TMPDIR", home.path())
+        .current_dir(home.path())
+        .uid(UID)
+        .gid(UID)
+        .output()
+        .expect("run this program as a user");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && !text.contains(" 0 passed"),
+        "{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
