@@ -27,7 +27,7 @@ pub(crate) use summary::Totals;
 use summary::{Outcome, Place, Summary};
 
 /// What the tests compare with, and make their images with.
-const TOOLS: [Tool; 13] = [
+const TOOLS: &[Tool] = &[
     Tool::program("busybox", "busybox-static", "make small images in tests"),
     Tool::program("runc", "runc", "compare with another runtime in tests"),
     Tool::program("crun", "crun", "compare with another runtime in tests"),
@@ -132,7 +132,7 @@ pub(crate) fn run_all(args: &Args) -> Result<Totals> {
         problems.extend(why_no_kvm());
     }
     if !args.quick {
-        tools::require(&TOOLS)?;
+        tools::require(TOOLS)?;
     }
     if !problems.is_empty() {
         bail!("not all tests can run:\n  {}", problems.join("\n  "));
