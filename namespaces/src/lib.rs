@@ -8,6 +8,7 @@ mod compile;
 mod compile_filesystem;
 mod compile_process;
 mod copy_up;
+pub mod detached;
 mod error;
 mod execute;
 mod fallback;

@@ -2,7 +2,7 @@
 //!
 //! Every property that the specification knows for Linux stands here: a property without a field is
 //! an unknown one. Those of type [`Refused`] are known and cannot be honoured; [`crate::refuse`]
-//! lists them with their paths.
+//! lists them with their paths: they are for other systems.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// A property that cannot be honoured yet, kept to tell whether it asks for anything.
+/// A property that cannot be honoured, kept to tell whether it asks for anything.
 pub(crate) type Refused = Option<Value>;
 
 /// JSON's `null` and a missing property are the same: engines write either.
@@ -69,7 +69,7 @@ properties! {
         hostname: Option<String>,
         domainname: Option<String>,
         mounts: Vec<Mount>,
-        hooks: Refused,
+        hooks: Hooks,
         annotations: BTreeMap<String, String>,
         linux: Linux,
         windows: Refused,
@@ -99,15 +99,15 @@ properties! {
         args: Vec<String>,
         command_line: Refused,
         rlimits: Vec<Rlimit>,
-        apparmor_profile: Refused,
+        apparmor_profile: Option<String>,
         capabilities: CapabilityNames,
         no_new_privileges: bool,
         oom_score_adj: Option<i16>,
-        scheduler: Refused,
-        selinux_label: Refused,
-        io_priority: Refused,
+        scheduler: Option<Scheduler>,
+        selinux_label: Option<String>,
+        io_priority: Option<IoPriority>,
         #[serde(rename = "execCPUAffinity")]
-        exec_cpu_affinity: Refused,
+        exec_cpu_affinity: Option<ExecCpuAffinity>,
         user: User,
     }
 }
@@ -160,8 +160,155 @@ properties! {
         options: Vec<String>,
         #[serde(rename = "type")]
         kind: Option<String>,
-        uid_mappings: Refused,
-        gid_mappings: Refused,
+        uid_mappings: Vec<IdMapping>,
+        gid_mappings: Vec<IdMapping>,
+    }
+}
+
+properties! {
+    /// Programs to be run at certain points of a container's life.
+    Hooks {
+        prestart: Vec<Hook>,
+        create_runtime: Vec<Hook>,
+        create_container: Vec<Hook>,
+        start_container: Vec<Hook>,
+        poststart: Vec<Hook>,
+        poststop: Vec<Hook>,
+    }
+}
+
+properties! {
+    /// A program to be run.
+    Hook {
+        path: Option<PathBuf>,
+        args: Vec<String>,
+        env: Vec<String>,
+        timeout: Option<i64>,
+    }
+}
+
+properties! {
+    /// How the CPU is shared, `sched_setattr(2)`.
+    Scheduler {
+        policy: String,
+        nice: i32,
+        priority: i32,
+        flags: Vec<String>,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+}
+
+properties! {
+    /// How disks are shared, `ioprio_set(2)`.
+    IoPriority {
+        class: String,
+        priority: i64,
+    }
+}
+
+properties! {
+    /// The CPUs for processes that are executed in a running container.
+    ExecCpuAffinity {
+        initial: Option<String>,
+        #[serde(rename = "final")]
+        last: Option<String>,
+    }
+}
+
+properties! {
+    /// How far a clock is ahead.
+    TimeOffset {
+        secs: i64,
+        nanosecs: u32,
+    }
+}
+
+properties! {
+    /// A device node.
+    Device {
+        #[serde(rename = "type")]
+        kind: String,
+        path: Option<PathBuf>,
+        major: i64,
+        minor: i64,
+        file_mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    }
+}
+
+properties! {
+    /// A network device to be moved into the container.
+    NetDevice {
+        name: Option<String>,
+    }
+}
+
+properties! {
+    /// The execution domain, `personality(2)`.
+    Personality {
+        domain: String,
+        flags: Vec<String>,
+    }
+}
+
+properties! {
+    /// Cache and memory bandwidth, `resctrl`.
+    IntelRdt {
+        #[serde(rename = "closID")]
+        clos_id: Option<String>,
+        schemata: Vec<String>,
+        l3_cache_schema: Option<String>,
+        mem_bw_schema: Option<String>,
+        enable_monitoring: bool,
+        #[serde(rename = "enableCMT")]
+        enable_cmt: bool,
+        #[serde(rename = "enableMBM")]
+        enable_mbm: bool,
+    }
+}
+
+properties! {
+    /// How memory is spread over NUMA nodes, `set_mempolicy(2)`.
+    MemoryPolicy {
+        mode: String,
+        nodes: Option<String>,
+        flags: Vec<String>,
+    }
+}
+
+properties! {
+    /// Which system calls are allowed, `seccomp(2)`.
+    Seccomp {
+        default_action: String,
+        default_errno_ret: Option<u32>,
+        flags: Vec<String>,
+        listener_path: Option<PathBuf>,
+        listener_metadata: Option<String>,
+        architectures: Vec<String>,
+        syscalls: Vec<SeccompRule>,
+    }
+}
+
+properties! {
+    /// What happens to some system calls.
+    SeccompRule {
+        names: Vec<String>,
+        action: String,
+        errno_ret: Option<u32>,
+        args: Vec<SeccompArg>,
+    }
+}
+
+properties! {
+    /// A condition on an argument of a system call.
+    SeccompArg {
+        index: u32,
+        value: u64,
+        value_two: u64,
+        op: String,
     }
 }
 
@@ -171,19 +318,19 @@ properties! {
         namespaces: Vec<Namespace>,
         uid_mappings: Vec<IdMapping>,
         gid_mappings: Vec<IdMapping>,
-        time_offsets: Refused,
-        devices: Refused,
-        net_devices: Refused,
+        time_offsets: BTreeMap<String, TimeOffset>,
+        devices: Vec<Device>,
+        net_devices: BTreeMap<String, NetDevice>,
         cgroups_path: Option<PathBuf>,
         rootfs_propagation: Option<String>,
         masked_paths: Vec<PathBuf>,
         readonly_paths: Vec<PathBuf>,
-        mount_label: Refused,
-        personality: Refused,
-        intel_rdt: Refused,
-        memory_policy: Refused,
+        mount_label: Option<String>,
+        personality: Option<Personality>,
+        intel_rdt: Option<IntelRdt>,
+        memory_policy: Option<MemoryPolicy>,
         resources: Resources,
-        seccomp: Refused,
+        seccomp: Option<Seccomp>,
         sysctl: BTreeMap<String, String>,
     }
 }
@@ -211,16 +358,16 @@ properties! {
 properties! {
     /// Limits.
     Resources {
-        unified: Refused,
+        unified: BTreeMap<String, String>,
         devices: Vec<DeviceRule>,
         pids: Pids,
         #[serde(rename = "blockIO")]
-        block_io: Refused,
+        block_io: BlockIo,
         memory: Memory,
         cpu: Cpu,
-        hugepage_limits: Refused,
-        network: Refused,
-        rdma: Refused,
+        hugepage_limits: Vec<HugepageLimit>,
+        network: Network,
+        rdma: BTreeMap<String, Rdma>,
     }
 }
 
@@ -237,6 +384,73 @@ properties! {
 }
 
 properties! {
+    /// What may be done to block devices.
+    BlockIo {
+        weight: Option<u16>,
+        leaf_weight: Option<u16>,
+        weight_device: Vec<WeightDevice>,
+        throttle_read_bps_device: Vec<ThrottleDevice>,
+        throttle_write_bps_device: Vec<ThrottleDevice>,
+        #[serde(rename = "throttleReadIOPSDevice")]
+        throttle_read_iops_device: Vec<ThrottleDevice>,
+        #[serde(rename = "throttleWriteIOPSDevice")]
+        throttle_write_iops_device: Vec<ThrottleDevice>,
+    }
+}
+
+properties! {
+    /// The share of one block device.
+    WeightDevice {
+        major: u32,
+        minor: u32,
+        weight: Option<u16>,
+        leaf_weight: Option<u16>,
+    }
+}
+
+properties! {
+    /// The most of one block device in a second.
+    ThrottleDevice {
+        major: u32,
+        minor: u32,
+        rate: u64,
+    }
+}
+
+properties! {
+    /// The most huge pages of one size.
+    HugepageLimit {
+        page_size: String,
+        limit: u64,
+    }
+}
+
+properties! {
+    /// Class and priorities of network packets.
+    Network {
+        #[serde(rename = "classID")]
+        class_id: Option<u32>,
+        priorities: Vec<NetPriority>,
+    }
+}
+
+properties! {
+    /// The priority of packets on one interface.
+    NetPriority {
+        name: String,
+        priority: u32,
+    }
+}
+
+properties! {
+    /// The most of one RDMA device.
+    Rdma {
+        hca_handles: Option<u32>,
+        hca_objects: Option<u32>,
+    }
+}
+
+properties! {
     /// The number of processes.
     Pids {
         limit: Option<i64>,
@@ -249,10 +463,10 @@ properties! {
         limit: Option<i64>,
         reservation: Option<i64>,
         swap: Option<i64>,
-        kernel: Refused,
+        kernel: Option<i64>,
         #[serde(rename = "kernelTCP")]
-        kernel_tcp: Refused,
-        swappiness: Refused,
+        kernel_tcp: Option<i64>,
+        swappiness: Option<u64>,
         #[serde(rename = "disableOOMKiller")]
         disable_oom_killer: bool,
         use_hierarchy: Option<bool>,
@@ -268,8 +482,8 @@ properties! {
         quota: Option<i64>,
         period: Option<u64>,
         burst: Option<u64>,
-        realtime_runtime: Refused,
-        realtime_period: Refused,
+        realtime_runtime: Option<i64>,
+        realtime_period: Option<u64>,
         cpus: Option<String>,
         mems: Option<String>,
         idle: Option<i64>,

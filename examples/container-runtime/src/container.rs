@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use namespaces::{Command, IdMap, IdRange, Namespace, Propagation, UserMapping};
 
 use crate::config::{Config, IdMapping};
-use crate::process;
+use crate::{attributes, nodes, process};
 
 /// The container as something to be started, but for its control group and its mounts.
 pub(crate) fn command(config: &Config, bundle: &Path) -> Result<Command> {
@@ -33,6 +33,16 @@ pub(crate) fn command(config: &Config, bundle: &Path) -> Result<Command> {
     let new_user = kinds.contains(&(Namespace::User, false));
     let mut command = process::command(process, &directory, new_user)?;
     isolate(&mut command, config, &kinds)?;
+    attributes::of_process(&mut command, process)?;
+    attributes::of_container(&mut command, linux)?;
+    if linux
+        .mount_label
+        .as_ref()
+        .is_some_and(|label| !label.is_empty())
+        && !attributes::has_selinux()
+    {
+        bail!("linux.mountLabel: this machine has no SELinux; remove it, or enable SELinux");
+    }
 
     command
         .root(path)
@@ -40,10 +50,9 @@ pub(crate) fn command(config: &Config, bundle: &Path) -> Result<Command> {
         .root_propagation(propagation(linux.rootfs_propagation.as_deref())?)
         .masked_paths(&linux.masked_paths)
         .read_only_paths(&linux.readonly_paths)
+        .devices(nodes::of(linux)?)
         // The terminal's signals come to this program alone, which passes them on.
-        .new_session(true)
-        .die_with_parent(true)
-        .kill_on_drop(true);
+        .new_session(true);
     Ok(command)
 }
 
@@ -70,7 +79,8 @@ fn kinds(config: &Config) -> Result<BTreeSet<(Namespace, bool)>> {
     Ok(kinds)
 }
 
-fn kind(name: &str) -> Option<Namespace> {
+/// The kind of a namespace by its name.
+pub(crate) fn kind(name: &str) -> Option<Namespace> {
     Some(match name {
         "pid" => Namespace::Pid,
         "network" => Namespace::Net,
@@ -187,7 +197,8 @@ fn owner(name: &str) -> Option<Namespace> {
     }
 }
 
-fn id_map(mappings: &[IdMapping]) -> IdMap {
+/// A map of ids.
+pub(crate) fn id_map(mappings: &[IdMapping]) -> IdMap {
     mappings
         .iter()
         .map(|mapping| IdRange {

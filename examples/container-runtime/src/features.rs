@@ -6,29 +6,41 @@ use anyhow::{Context as _, Result};
 use namespaces::Capability;
 use serde_json::json;
 
-use crate::mounts;
 use crate::spec::OCI_VERSION;
+use crate::{attributes, hooks, mounts, seccomp};
 
 /// Prints the features structure of the runtime-spec.
 pub(crate) fn print() -> Result<()> {
-    let no = json!({"enabled": false});
+    let yes = json!({"enabled": true});
     let capabilities: Vec<&str> = Capability::ALL.iter().map(|one| one.name()).collect();
     let features = json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
-        "hooks": [],
+        "hooks": hooks::KNOWN,
         "mountOptions": mounts::known_options(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities,
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
-            "seccomp": no,
-            "apparmor": no,
-            "selinux": no,
-            "intelRdt": no,
-            "mountExtensions": {"idmap": no},
-            "netDevices": no,
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "seccomp": {
+                "enabled": true,
+                "actions": seccomp::KNOWN_ACTIONS,
+                "operators": seccomp::KNOWN_OPERATORS,
+                "archs": seccomp::known_architectures(),
+                "knownFlags": seccomp::KNOWN_FLAGS,
+                "supportedFlags": seccomp::KNOWN_FLAGS,
+            },
+            "apparmor": yes,
+            "selinux": yes,
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
+            "memoryPolicy": {
+                "modes": attributes::MEMORY_MODES,
+                "flags": attributes::MEMORY_FLAGS,
+            },
+            "mountExtensions": {"idmap": yes},
+            "netDevices": yes,
         },
+        "potentiallyUnsafeConfigAnnotations": [],
     });
     let text =
         serde_json::to_string_pretty(&features).context("cannot write the features as JSON")?;

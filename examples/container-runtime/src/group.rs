@@ -1,78 +1,116 @@
-//! `linux.cgroupsPath` and `linux.resources`: the container's control group.
+//! `linux.cgroupsPath`: the container's control group.
 
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use cgroups::{Bytes, Cgroup, CpuQuota, Error, Guard, Hierarchy, IdSet, Limits, Max, Weight};
+use cgroups::{Cgroup, Error, Guard, Hierarchy};
+use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Cpu, Memory};
+use crate::config::Config;
 use crate::devices;
 use crate::id::ContainerId;
+use crate::resources::Resources;
 use crate::warn;
 
-/// The control group of the container. Whatever still runs in it is killed when it is dropped, and
-/// the group removed.
+/// Where a container's control group is, for later commands.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// From the top of the hierarchy.
+    pub(crate) path: PathBuf,
+}
+
+/// The control group of a container that is being made. Whatever runs in it is killed when it is
+/// dropped, and the group removed.
 pub(crate) struct Group(Option<Guard>);
 
 /// A control group to be made.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    path: PathBuf,
-    /// The limits by the property that asks for them, in the order of setting.
-    limits: Vec<(&'static str, Limits)>,
+    place: Place,
+    resources: Resources,
     devices: devices::Rules,
+    /// The group may be gone without, when nothing asks for it.
+    optional: bool,
 }
 
 impl Plan {
     /// The control group that the configuration asks for.
-    pub(crate) fn of(config: &Config, id: &ContainerId) -> Result<Self> {
-        let path = match &config.linux.cgroups_path {
-            Some(path) if !path.as_os_str().is_empty() => path.as_path(),
-            _ => Path::new(id.as_str()),
-        };
+    pub(crate) fn of(
+        config: &Config,
+        id: &ContainerId,
+        systemd: bool,
+        rootless: bool,
+    ) -> Result<Self> {
+        if systemd {
+            bail!("--systemd-cgroup: not supported yet by this runtime; leave it out");
+        }
+        let asked = config
+            .linux
+            .cgroups_path
+            .as_deref()
+            .filter(|path| !path.as_os_str().is_empty());
+        let path = asked.unwrap_or(Path::new(id.as_str()));
         // A relative path is one from where the runtime decides: the top of the hierarchy, as an
         // absolute one, because a group with processes, as this one's own, cannot have limited
         // groups below it on v2.
         let path = path.strip_prefix("/").unwrap_or(path);
         check(path)?;
         Ok(Self {
-            path: path.to_owned(),
-            limits: limits(config)?,
+            place: Place {
+                path: path.to_owned(),
+            },
+            resources: Resources::of(&config.linux.resources)?,
             devices: devices::Rules::of(config)?,
+            optional: rootless,
         })
+    }
+
+    /// Where it will be.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Makes the group with its limits.
     pub(crate) fn create(&self) -> Result<Group> {
-        let group = new_group(&self.path).context("linux.cgroupsPath")?;
+        let group = match new_group(&self.place.path) {
+            Ok(group) => group,
+            Err(Error::NotDelegated { .. } | Error::ReadOnly { .. })
+                if self.optional && self.resources.is_empty() =>
+            {
+                return Ok(Group(None));
+            }
+            Err(error) => return Err(error).context("linux.cgroupsPath"),
+        };
         let group = Group(Some(group.guard()));
-        for (property, limits) in &self.limits {
-            group
-                .cgroup()?
-                .apply(limits)
-                .with_context(|| format!("linux.resources.{property}"))?;
+        if let Some(cgroup) = group.cgroup() {
+            self.resources.apply(cgroup)?;
+            if !self.optional {
+                self.devices.apply(cgroup)?;
+            }
         }
-        self.devices.apply(group.cgroup()?)?;
         Ok(group)
     }
 }
 
 impl Group {
-    /// The group itself.
-    pub(crate) fn cgroup(&self) -> Result<&Cgroup> {
-        self.0.as_deref().context("the control group is gone")
+    /// The group itself; none for an ordinary user who cannot make one.
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.0.as_deref()
     }
 
-    /// Kills what is left in the group, and removes it.
-    pub(crate) fn remove(mut self) -> Result<()> {
-        if let Some(guard) = self.0.take() {
-            guard
-                .kill()
-                .and_then(|()| guard.close())
-                .context("cannot remove the container's control group")?;
+    /// Puts a process into every hierarchy of it.
+    pub(crate) fn attach(&self, pid: u32) -> Result<()> {
+        if let Some(cgroup) = self.cgroup() {
+            cgroup.attach(pid)?;
         }
         Ok(())
+    }
+
+    /// Leaves it, for the container that runs in it now.
+    pub(crate) fn keep(mut self) {
+        if let Some(guard) = self.0.take() {
+            guard.keep();
+        }
     }
 }
 
@@ -86,6 +124,56 @@ impl Drop for Group {
             ));
         }
     }
+}
+
+/// The control group of a container, if it has one.
+pub(crate) fn find(place: &Place) -> Result<Option<Cgroup>> {
+    match Hierarchy::detect().and_then(|hierarchy| hierarchy.root()?.open(&place.path)) {
+        Ok(group) => Ok(Some(group)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error).context("cannot open the container's control group"),
+    }
+}
+
+/// The control group of a container that needs one for what is to be done.
+pub(crate) fn open(place: &Place) -> Result<Cgroup> {
+    match find(place)? {
+        Some(group) => Ok(group),
+        None => bail!(
+            "the container has no control group: {} does not exist",
+            place.path.display()
+        ),
+    }
+}
+
+/// Whether the container is paused.
+pub(crate) fn is_frozen(place: &Place) -> bool {
+    find(place)
+        .ok()
+        .flatten()
+        .is_some_and(|group| group.is_frozen().unwrap_or(false))
+}
+
+/// Kills what is left in the container's group, and removes it with all groups below.
+pub(crate) fn remove(place: &Place) -> Result<()> {
+    let Some(group) = find(place)? else {
+        return Ok(());
+    };
+    let cannot = || format!("cannot remove the control group {}", place.path.display());
+    match group.kill().and_then(|()| group.remove()) {
+        Err(Error::Vanished { .. } | Error::NotFound { .. }) | Ok(()) => Ok(()),
+        Err(error) => Err(error).with_context(cannot),
+    }
+}
+
+/// Removes a group that nothing may have run in: it need not be the container's.
+pub(crate) fn remove_unused(place: &Place) -> Result<()> {
+    if let Some(group) = find(place)? {
+        group
+            .remove_if_unused()
+            .context("cannot remove the container's control group")?;
+    }
+    Ok(())
 }
 
 fn check(path: &Path) -> Result<()> {
@@ -108,8 +196,8 @@ fn check(path: &Path) -> Result<()> {
 fn new_group(path: &Path) -> cgroups::Result<Cgroup> {
     let root = Hierarchy::detect()?.root()?;
     match root.create_where_permitted(path) {
-        // Left by a runtime that was killed: its container died with it. A group with processes is
-        // not removed, and the answer stays.
+        // Left by a runtime that was killed, or made by the engine. A group with processes is not
+        // removed, and the answer stays.
         Err(error @ Error::AlreadyExists { .. }) => {
             if root.open(path)?.remove_if_unused()? {
                 root.create_where_permitted(path)
@@ -121,137 +209,9 @@ fn new_group(path: &Path) -> cgroups::Result<Cgroup> {
     }
 }
 
-/// The limits by the property that asks for them, in the order of setting.
-fn limits(config: &Config) -> Result<Vec<(&'static str, Limits)>> {
-    let resources = &config.linux.resources;
-    let mut limits = Vec::new();
-    memory(&resources.memory, &mut limits)?;
-    cpu(&resources.cpu, &mut limits)?;
-    if let Some(limit) = resources.pids.limit {
-        let limit = match u64::try_from(limit) {
-            Ok(limit) if limit > 0 => Max::At(limit),
-            _ => Max::Unlimited,
-        };
-        limits.push(("pids.limit", Limits::new().pids_max(limit)));
-    }
-    Ok(limits)
-}
-
-/// Engines write 0 where nothing was asked for, and -1 for no limit.
-fn bytes(value: Option<i64>, property: &str) -> Result<Option<Max<Bytes>>> {
-    match value {
-        None | Some(0) => Ok(None),
-        Some(-1) => Ok(Some(Max::Unlimited)),
-        Some(value) => match u64::try_from(value) {
-            Ok(bytes) => Ok(Some(Max::At(Bytes::new(bytes)))),
-            Err(_) => bail!(
-                "linux.resources.memory.{property}: {value} is no amount; -1 is without limit"
-            ),
-        },
-    }
-}
-
-fn memory(memory: &Memory, limits: &mut Vec<(&'static str, Limits)>) -> Result<()> {
-    let limit = bytes(memory.limit, "limit")?;
-    if let Some(limit) = limit {
-        limits.push(("memory.limit", Limits::new().memory_max(limit)));
-    }
-    // The specification counts memory and swap together.
-    let swap = match (bytes(memory.swap, "swap")?, limit) {
-        (Some(Max::At(both)), Some(Max::At(limit))) if both >= limit => {
-            Some(Max::At(both.saturating_sub(limit)))
-        }
-        (Some(Max::At(_)), Some(Max::At(_))) => bail!(
-            "linux.resources.memory.swap: counts memory too, so it cannot be less than memory.limit"
-        ),
-        (Some(Max::At(_)), _) => bail!(
-            "linux.resources.memory.swap: counts memory too, so it needs memory.limit; set it"
-        ),
-        (other, _) => other,
-    };
-    if let Some(swap) = swap {
-        limits.push(("memory.swap", Limits::new().memory_swap_max(swap)));
-    }
-    if let Some(reservation) = bytes(memory.reservation, "reservation")? {
-        limits.push(("memory.reservation", Limits::new().memory_low(reservation)));
-    }
-    Ok(())
-}
-
-fn cpu(cpu: &Cpu, limits: &mut Vec<(&'static str, Limits)>) -> Result<()> {
-    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
-        limits.push((
-            "cpu.shares",
-            Limits::new().cpu_weight(Weight::from_shares(shares)),
-        ));
-    }
-    let period = cpu.period.filter(|period| *period != 0).unwrap_or(100_000);
-    match cpu.quota {
-        // A period limits nothing by itself.
-        None | Some(0) => {}
-        Some(-1) => limits.push(("cpu.quota", Limits::new().cpu_max(Max::Unlimited))),
-        Some(quota) => {
-            let quota = u64::try_from(quota).ok().context(
-                "linux.resources.cpu.quota: must be microseconds in a period; -1 is without limit",
-            )?;
-            let quota = CpuQuota::new(Duration::from_micros(quota), Duration::from_micros(period))
-                .context("linux.resources.cpu.quota")?;
-            limits.push(("cpu.quota", Limits::new().cpu_max(quota)));
-        }
-    }
-    if let Some(burst) = cpu.burst.filter(|burst| *burst != 0) {
-        limits.push(("cpu.burst", Limits::new().cpu_max_burst(burst)));
-    }
-    match cpu.idle {
-        None => {}
-        Some(idle @ (0 | 1)) => limits.push(("cpu.idle", Limits::new().cpu_idle(idle == 1))),
-        Some(idle) => bail!("linux.resources.cpu.idle: {idle} is neither 0 nor 1"),
-    }
-    let set = |text: &str, property: &str| {
-        text.parse::<IdSet>()
-            .with_context(|| format!("linux.resources.cpu.{property}"))
-    };
-    if let Some(cpus) = cpu.cpus.as_deref().filter(|cpus| !cpus.is_empty()) {
-        limits.push(("cpu.cpus", Limits::new().cpuset_cpus(set(cpus, "cpus")?)));
-    }
-    if let Some(mems) = cpu.mems.as_deref().filter(|mems| !mems.is_empty()) {
-        limits.push(("cpu.mems", Limits::new().cpuset_mems(set(mems, "mems")?)));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn of(resources: &str) -> Result<Vec<(&'static str, Limits)>> {
-        let text = format!(r#"{{"ociVersion": "1.0.2", "linux": {{"resources": {resources}}}}}"#);
-        limits(&crate::load::parse(&text)?.0)
-    }
-
-    #[test]
-    fn swap_counts_memory() {
-        let limits = of(r#"{"memory": {"limit": 100, "swap": 150}}"#).unwrap();
-        assert_eq!(limits[0].1.memory_max, Some(Max::At(Bytes::new(100))));
-        assert_eq!(limits[1].1.memory_swap_max, Some(Max::At(Bytes::new(50))));
-        for wrong in [
-            r#"{"memory": {"limit": 100, "swap": 50}}"#,
-            r#"{"memory": {"swap": 50}}"#,
-            r#"{"memory": {"limit": -2}}"#,
-        ] {
-            let message = of(wrong).unwrap_err().to_string();
-            assert!(message.starts_with("linux.resources.memory."), "{message}");
-        }
-    }
-
-    #[test]
-    fn zero_asks_for_nothing() {
-        let zeros = r#"{"memory": {"limit": 0, "swap": 0}, "cpu": {"shares": 0, "quota": 0, "period": 0, "cpus": ""}}"#;
-        assert_eq!(of(zeros).unwrap(), []);
-        let unlimited = of(r#"{"memory": {"limit": -1}, "pids": {"limit": 0}}"#).unwrap();
-        assert_eq!(unlimited[0].1.memory_max, Some(Max::Unlimited));
-        assert_eq!(unlimited[1].1.pids_max, Some(Max::Unlimited));
-    }
 
     #[test]
     fn paths_lead_below_the_top() {

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 /// The name of a container, as runc allows it: it also becomes the name of a control group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ContainerId(String);
 
 impl ContainerId {

@@ -8,17 +8,54 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_json::error::Category;
 
-use crate::config::Config;
+use crate::config::{Config, Process, Resources};
 use crate::{refuse, warn};
 
 /// No engine writes more than a few hundred KiB.
 const LARGEST: u64 = 16 << 20;
 
-/// Reads the configuration of a bundle, and refuses what cannot be honoured.
-pub(crate) fn load(bundle: &Path) -> Result<Config> {
+/// Reads the configuration of a bundle, and refuses what cannot be honoured. Its text, too.
+pub(crate) fn load(bundle: &Path) -> Result<(String, Config)> {
     let path = bundle.join("config.json");
+    let text = read(&path)?;
+    let (config, unknown) = parse(&text).with_context(|| path.display().to_string())?;
+    for property in unknown {
+        warn(&format!(
+            "{}: {property}: unknown property, ignored",
+            path.display()
+        ));
+    }
+    Ok((text, config))
+}
+
+/// Reads a configuration that has been read before.
+pub(crate) fn again(path: &Path) -> Result<Config> {
+    let (config, _) = parse(&read(path)?).with_context(|| path.display().to_string())?;
+    Ok(config)
+}
+
+/// A process by itself, as `exec` is given one.
+pub(crate) fn process(text: &str) -> Result<Process> {
+    let (process, unknown) = understand::<Process>(text)?;
+    if let Some(path) = unknown.first() {
+        bail!("{path}: unknown property; remove it, or correct its name");
+    }
+    refuse::in_process(&process)?;
+    Ok(process)
+}
+
+/// Limits by themselves, as `update` is given them.
+pub(crate) fn resources(text: &str) -> Result<Resources> {
+    let (resources, unknown) = understand::<Resources>(text)?;
+    if let Some(path) = unknown.first() {
+        bail!("{path}: unknown property; remove it, or correct its name");
+    }
+    Ok(resources)
+}
+
+fn read(path: &Path) -> Result<String> {
     let mut text = String::new();
-    let read = File::open(&path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text));
+    let read = File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text));
     read.with_context(|| {
         format!(
             "cannot read {}; name the bundle with --bundle, or make the file with `cofferdam-runtime spec`",
@@ -31,35 +68,12 @@ pub(crate) fn load(bundle: &Path) -> Result<Config> {
             path.display()
         );
     }
-    let (config, unknown) = parse(&text).with_context(|| path.display().to_string())?;
-    for property in unknown {
-        warn(&format!(
-            "{}: {property}: unknown property, ignored",
-            path.display()
-        ));
-    }
-    Ok(config)
+    Ok(text)
 }
 
 /// The configuration, and unknown properties at its top, which are to be ignored.
 pub(crate) fn parse(text: &str) -> Result<(Config, Vec<String>)> {
-    let mut json = serde_json::Deserializer::from_str(text);
-    let mut track = serde_path_to_error::Track::new();
-    let mut unknown = Vec::new();
-    let parsed = {
-        let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-        let mut note = |path: serde_ignored::Path<'_>| unknown.push(written(&path));
-        <Config as Deserialize>::deserialize(serde_ignored::Deserializer::new(tracked, &mut note))
-    };
-    let config = match parsed.and_then(|config| json.end().map(|()| config)) {
-        Ok(config) => config,
-        // Where the text is no JSON at all, line and column tell more than a path.
-        Err(error) if error.classify() != Category::Data => bail!("{error}"),
-        Err(error) => match track.path().to_string() {
-            top if top == "." => bail!("{error}"),
-            path => bail!("{path}: {error}"),
-        },
-    };
+    let (config, unknown) = understand::<Config>(text)?;
     version(config.oci_version.as_deref())?;
     // Deeper down a property changes what its neighbours mean, so that going on without it may run
     // something else than was asked for.
@@ -68,6 +82,27 @@ pub(crate) fn parse(text: &str) -> Result<(Config, Vec<String>)> {
     }
     refuse::what_cannot_be_honoured(&config)?;
     Ok((config, unknown))
+}
+
+/// The value, and where there are unknown properties in it.
+fn understand<T: for<'de> Deserialize<'de>>(text: &str) -> Result<(T, Vec<String>)> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let mut track = serde_path_to_error::Track::new();
+    let mut unknown = Vec::new();
+    let parsed = {
+        let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+        let mut note = |path: serde_ignored::Path<'_>| unknown.push(written(&path));
+        T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note))
+    };
+    match parsed.and_then(|value| json.end().map(|()| value)) {
+        Ok(value) => Ok((value, unknown)),
+        // Where the text is no JSON at all, line and column tell more than a path.
+        Err(error) if error.classify() != Category::Data => bail!("{error}"),
+        Err(error) => match track.path().to_string() {
+            top if top == "." => bail!("{error}"),
+            path => bail!("{path}: {error}"),
+        },
+    }
 }
 
 /// A path as `process.args[0]`.

@@ -1,13 +1,17 @@
 //! `mounts`: from the options of `mount(8)` to mounts as data.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use cgroups::{Cgroup, Layout};
-use namespaces::{Mount, MountAttributes as A, Propagation};
+use cgroups::{Cgroup, Hierarchy, Layout};
+use namespaces::{Mount, MountAttributes as A, Propagation, UserMapping};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::config::{self, Config};
-use crate::warn;
+use crate::{container, warn};
 
 /// Options that set an attribute of the mount. With `r` before them they hold for everything
 /// mounted below a bind, too.
@@ -48,7 +52,8 @@ const PROPAGATION: [(&str, Propagation, bool); 8] = [
 ];
 
 /// What is so without being asked for.
-const DEFAULTS: [&str; 6] = [
+const DEFAULTS: [&str; 7] = [
+    "silent",
     "defaults",
     "async",
     "loud",
@@ -58,29 +63,22 @@ const DEFAULTS: [&str; 6] = [
 ];
 
 /// What runc knows, and would be taken for an option of the file system here.
-const REFUSED: [&str; 12] = [
-    "remount",
-    "tmpcopyup",
-    "idmap",
-    "ridmap",
-    "acl",
-    "noacl",
-    "iversion",
-    "silent",
-    "rrw",
-    "rsuid",
-    "rdev",
-    "rexec",
-];
+const REFUSED: [&str; 4] = ["remount", "acl", "noacl", "iversion"];
 
 /// The options that have a meaning of their own here, for `features`.
 pub(crate) fn known_options() -> Vec<String> {
-    let mut known: Vec<String> = ["bind", "rbind"].map(str::to_owned).into();
+    let mut known: Vec<String> = ["bind", "rbind", "tmpcopyup", "idmap", "ridmap"]
+        .map(str::to_owned)
+        .into();
     known.extend(
         SET.iter()
             .flat_map(|(name, _)| [(*name).to_owned(), format!("r{name}")]),
     );
-    known.extend(UNSET.iter().map(|(name, _)| (*name).to_owned()));
+    known.extend(
+        UNSET
+            .iter()
+            .flat_map(|(name, _)| [(*name).to_owned(), format!("r{name}")]),
+    );
     known.extend(PROPAGATION.iter().map(|(name, ..)| (*name).to_owned()));
     known.extend(DEFAULTS.iter().map(|name| (*name).to_owned()));
     known.sort();
@@ -114,10 +112,15 @@ pub(crate) struct Resolved {
 struct Options {
     bind: Option<bool>,
     attributes: A,
+    /// Taken away from a whole tree.
+    cleared: A,
     /// The option that made the attributes hold for a whole tree.
     recursive: Option<String>,
     not_recursive: Option<String>,
     propagation: Option<(Propagation, bool)>,
+    copy_up: bool,
+    /// Owners are mapped; of the whole tree.
+    idmap: Option<bool>,
     /// For the file system: key, and value.
     data: Vec<(String, Option<String>)>,
 }
@@ -166,6 +169,15 @@ impl Options {
         } else if let Some(attribute) = option.strip_prefix('r').and_then(|name| find(&SET, name)) {
             self.set(attribute);
             self.recursive = Some(option.to_owned());
+        } else if let Some(attribute) = option.strip_prefix('r').and_then(|name| find(&UNSET, name))
+        {
+            self.attributes -= attribute;
+            self.cleared |= attribute;
+            self.recursive = Some(option.to_owned());
+        } else if option == "tmpcopyup" {
+            self.copy_up = true;
+        } else if option == "idmap" || option == "ridmap" {
+            self.idmap = Some(option == "ridmap" || self.idmap == Some(true));
         } else if !DEFAULTS.contains(&option) {
             self.data.push(match option.split_once('=') {
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
@@ -180,11 +192,14 @@ impl Options {
             self.attributes -= A::NO_ATIME | A::STRICT_ATIME;
         }
         self.attributes |= attribute;
+        self.cleared -= attribute;
     }
 
     fn finish(self, mount: Mount) -> Mount {
         let mut mount = if self.recursive.is_some() {
-            mount.attributes_recursive(self.attributes)
+            mount
+                .attributes_recursive(self.attributes)
+                .without_recursive(self.cleared)
         } else {
             mount.attributes(self.attributes)
         };
@@ -208,16 +223,25 @@ impl Options {
 impl Mounts {
     /// The mounts that the configuration asks for.
     pub(crate) fn of(config: &Config, bundle: &Path) -> Result<Self> {
+        let root = config.root.as_ref().and_then(|root| root.path.as_deref());
+        let root = bundle.join(root.unwrap_or(Path::new("rootfs")));
+        let root = File::open(&root)
+            .with_context(|| format!("root.path: cannot open {}", root.display()))?;
+        let surroundings = Surroundings {
+            config,
+            bundle,
+            root,
+        };
         let planned = config
             .mounts
             .iter()
             .enumerate()
-            .map(|(index, mount)| plan(mount, &format!("mounts[{index}]"), bundle));
+            .map(|(index, mount)| plan(mount, &format!("mounts[{index}]"), &surroundings));
         planned.collect::<Result<_>>().map(Self)
     }
 
     /// The same, now that the control group is there.
-    pub(crate) fn resolve(self, group: &Cgroup) -> Result<Resolved> {
+    pub(crate) fn resolve(self, group: Option<&Cgroup>) -> Result<Resolved> {
         let mut resolved = Resolved::default();
         for planned in self.0 {
             match planned {
@@ -231,7 +255,14 @@ impl Mounts {
     }
 }
 
-fn plan(mount: &config::Mount, place: &str, bundle: &Path) -> Result<Planned> {
+/// What the mounts are planned among.
+struct Surroundings<'a> {
+    config: &'a Config,
+    bundle: &'a Path,
+    root: File,
+}
+
+fn plan(mount: &config::Mount, place: &str, around: &Surroundings<'_>) -> Result<Planned> {
     let Some(target) = &mount.destination else {
         bail!("{place}.destination: missing; write where to mount");
     };
@@ -245,7 +276,12 @@ fn plan(mount: &config::Mount, place: &str, bundle: &Path) -> Result<Planned> {
     let options = Options::parse(&mount.options, place)?;
     let kind = mount.kind.as_deref().filter(|kind| !kind.is_empty());
     if options.bind.is_some() || kind == Some("bind") {
-        return bind(mount, place, bundle, &target, options).map(Planned::Mount);
+        return bind(mount, place, around, &target, options).map(Planned::Mount);
+    }
+    if options.idmap.is_some() || !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        bail!(
+            "{place}: only the owners of a bind can be mapped; remove uidMappings, gidMappings, idmap"
+        );
     }
     let Some(kind) = kind else {
         bail!("{place}.type: missing; write the file system, or `bind` among the options");
@@ -260,7 +296,14 @@ fn plan(mount: &config::Mount, place: &str, bundle: &Path) -> Result<Planned> {
             }
             Planned::Cgroup { target, options }
         }
-        "tmpfs" if target == Path::new("/dev") => Planned::Mount(dev(place, &target, options)?),
+        "tmpfs" if target == Path::new("/dev") => {
+            if options.copy_up {
+                bail!("{place}.options: tmpcopyup: /dev always has its own devices; remove it");
+            }
+            dev(&target, options)
+        }
+        "tmpfs" => Planned::Mount(tmpfs(mount, place, around, &target, options)?),
+        _ if options.copy_up => bail!("{place}.options: tmpcopyup is for tmpfs; remove it"),
         _ => {
             let mut new = Mount::filesystem(kind, &target);
             if let Some(source) = &mount.source {
@@ -271,22 +314,80 @@ fn plan(mount: &config::Mount, place: &str, bundle: &Path) -> Result<Planned> {
     })
 }
 
+/// A tmpfs has the mode of the directory that it is mounted on, and with `tmpcopyup` its content.
+fn tmpfs(
+    mount: &config::Mount,
+    place: &str,
+    around: &Surroundings<'_>,
+    target: &Path,
+    mut options: Options,
+) -> Result<Mount> {
+    let cannot = || {
+        format!(
+            "{place}: cannot look at {} of the root filesystem",
+            target.display()
+        )
+    };
+    if !options.copy_up
+        && !options.data.iter().any(|(key, _)| key == "mode")
+        && let Some(mode) = mode_in(&around.root, target).with_context(cannot)?
+    {
+        options
+            .data
+            .push(("mode".to_owned(), Some(format!("{mode:o}"))));
+    }
+    let mut new = Mount::filesystem("tmpfs", target).copy_up(options.copy_up);
+    if let Some(source) = &mount.source {
+        new = new.source_name(source);
+    }
+    // What is read-only from the start could not be filled.
+    if options.copy_up && options.attributes.contains(A::READ_ONLY) {
+        options.attributes -= A::READ_ONLY;
+        new = new.read_only_when_done();
+    }
+    Ok(options.finish(new))
+}
+
+/// The permissions of a directory of the root filesystem, if there is one.
+fn mode_in(root: &File, path: &Path) -> io::Result<Option<u32>> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let links = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(root, relative, flags, Mode::empty(), links) {
+        Ok(directory) => Ok(Some(rustix::fs::fstat(directory)?.st_mode & 0o7777)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn bind(
     mount: &config::Mount,
     place: &str,
-    bundle: &Path,
+    around: &Surroundings<'_>,
     target: &Path,
     options: Options,
 ) -> Result<Mount> {
+    if options.copy_up {
+        bail!("{place}.options: tmpcopyup is for tmpfs; remove it");
+    }
     let Some(source) = &mount.source else {
         bail!("{place}.source: missing; write what to bind");
     };
     if let Some((key, _)) = options.data.first() {
         bail!("{place}.options: {key} has no meaning for a bind mount; remove it");
     }
-    let source = bundle.join(source);
+    let source = around.bundle.join(source);
     std::fs::metadata(&source)
         .with_context(|| format!("{place}.source: cannot bind {}", source.display()))?;
+    if let Some(map) = owners(mount, place, around.config, options.idmap)? {
+        let cannot = || format!("{place}.uidMappings: {}", source.display());
+        // Here, because a process in a user namespace of its own may not.
+        let tree = namespaces::detached::bind(&source, options.bind == Some(true))?;
+        let user_namespace = namespaces::user_namespace(map).with_context(cannot)?;
+        namespaces::detached::idmap(&tree, &user_namespace, options.idmap == Some(true))
+            .with_context(cannot)?;
+        return Ok(options.finish(Mount::detached(tree, target)?));
+    }
     let bind = if options.bind == Some(true) {
         Mount::bind(source, target)
     } else {
@@ -295,12 +396,47 @@ fn bind(
     Ok(options.finish(bind))
 }
 
+/// How the owners of files on a bind are mapped: as the mount says, or as the container does.
+fn owners(
+    mount: &config::Mount,
+    place: &str,
+    config: &Config,
+    idmap: Option<bool>,
+) -> Result<Option<UserMapping>> {
+    let (uids, gids) = (&mount.uid_mappings, &mount.gid_mappings);
+    let (uids, gids) = match (uids.is_empty(), gids.is_empty(), idmap) {
+        (true, true, None) => return Ok(None),
+        (true, true, Some(_)) => (&config.linux.uid_mappings, &config.linux.gid_mappings),
+        (false, false, _) => (uids, gids),
+        (true, false, _) => bail!("{place}.uidMappings: missing; gidMappings needs it"),
+        (false, true, _) => bail!("{place}.gidMappings: missing; uidMappings needs it"),
+    };
+    if uids.is_empty() || gids.is_empty() {
+        bail!(
+            "{place}.options: idmap maps as the container's user namespace does, which has no map; write uidMappings and gidMappings here"
+        );
+    }
+    Ok(Some(UserMapping::Exact {
+        uids: container::id_map(uids),
+        gids: container::id_map(gids),
+    }))
+}
+
 impl Resolved {
     /// The control groups: on v2 the hierarchy; on v1 the container's own group of each hierarchy,
     /// in a directory of its name. Where several controllers share a hierarchy, it is there by the
     /// name of each.
-    fn add_cgroup(&mut self, target: &Path, options: Options, group: &Cgroup) -> Result<()> {
-        if group.hierarchy().layout() == Layout::Unified {
+    fn add_cgroup(
+        &mut self,
+        target: &Path,
+        options: Options,
+        group: Option<&Cgroup>,
+    ) -> Result<()> {
+        let unified = match group {
+            Some(group) => group.hierarchy().layout() == Layout::Unified,
+            None => Hierarchy::detect().is_ok_and(|all| all.layout() == Layout::Unified),
+        };
+        if unified {
             self.mounts
                 .push(options.finish(Mount::filesystem("cgroup2", target).source_name("cgroup")));
             return Ok(());
@@ -323,11 +459,11 @@ impl Resolved {
                     .option("mode", "755"),
             ),
         );
-        for directory in group.directories() {
+        for directory in group.into_iter().flat_map(Cgroup::directories) {
             if !is_v1(directory)? {
                 continue;
             }
-            let depth = group.path().components().count();
+            let depth = group.map_or(0, |group| group.path().components().count());
             let Some(name) = directory.ancestors().nth(depth).and_then(Path::file_name) else {
                 continue;
             };
@@ -356,25 +492,14 @@ fn is_v1(directory: &Path) -> Result<bool> {
     Ok(i64::from(stat.f_type) == V1)
 }
 
-/// The devices that every container has are made together with the tmpfs of `/dev`, which is of
-/// the size and mode that everyone asks for.
-fn dev(place: &str, target: &Path, options: Options) -> Result<Mount> {
-    for (key, value) in &options.data {
-        match (key.as_str(), value.as_deref()) {
-            ("mode", Some("755" | "0755")) | ("size", Some("65536k" | "64m" | "67108864")) => {}
-            _ => bail!(
-                "{place}.options: {key} of /dev: not supported yet by this runtime but for mode=755 and size=65536k"
-            ),
-        }
-    }
+/// The devices that every container has are made together with the tmpfs of `/dev`.
+fn dev(target: &Path, mut options: Options) -> Planned {
+    let mut dev = Mount::dev(target);
     if options.attributes.contains(A::READ_ONLY) {
-        bail!("{place}.options: a read-only /dev is not supported yet by this runtime; remove ro");
+        options.attributes -= A::READ_ONLY;
+        dev = dev.read_only_when_done();
     }
-    let options = Options {
-        data: Vec::new(),
-        ..options
-    };
-    Ok(options.finish(Mount::dev(target)))
+    Planned::Mount(options.finish(dev))
 }
 
 #[cfg(test)]

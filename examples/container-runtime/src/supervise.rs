@@ -1,5 +1,6 @@
-//! Waiting for the container, and passing signals on to it meanwhile.
+//! Waiting for the container, and passing signals and a terminal on to it meanwhile.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
@@ -7,27 +8,50 @@ use anyhow::{Context as _, Result};
 use namespaces::Child;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use signal_hook::consts::SIGWINCH;
 
 use crate::signals::Signals;
+use crate::terminal::Joined;
 
-/// Waits until the process has ended.
-pub(crate) fn wait(child: &mut Child, signals: &mut Signals) -> Result<ExitStatus> {
+/// Waits until the process has ended. With a terminal, this program's streams are joined to it.
+pub(crate) fn wait(
+    child: &mut Child,
+    signals: &mut Signals,
+    terminal: Option<OwnedFd>,
+) -> Result<ExitStatus> {
+    let mut joined = terminal.map(Joined::new).transpose()?;
     loop {
         if let Some(status) = child.try_wait()? {
+            if let Some(joined) = &mut joined {
+                joined.drain();
+            }
             return Ok(status);
         }
         {
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::new(&*child, PollFlags::IN),
                 PollFd::new(signals, PollFlags::IN),
             ];
+            if let Some(joined) = &joined {
+                fds.extend(joined.poll_fds());
+            }
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error).context("cannot wait for the container"),
             }
         }
+        if let Some(joined) = &mut joined {
+            joined.pump();
+        }
         for signal in signals.take() {
-            child.signal(signal)?;
+            match &joined {
+                Some(joined) if signal == SIGWINCH => joined.resize(),
+                _ => match child.signal(signal) {
+                    // It has just ended.
+                    Err(_) if child.try_wait()?.is_some() => {}
+                    sent => sent?,
+                },
+            }
         }
     }
 }

@@ -348,18 +348,15 @@ fn the_container_dies_with_the_runtime_and_its_name_can_be_used_again() {
     running.child.wait().unwrap();
     eventually("the container's end", || !process.exists());
 
+    // What is left of it is there to be deleted.
+    let again = bundle.command(OURS, &running.id).output().unwrap();
+    assert!(stderr(&again).contains("already exists"), "{again:?}");
+    bundle.done(&["delete", &running.id]);
+    assert_eq!(groups_of(&running.id).len(), 0);
     let mut bundle = sh("echo again");
     bundle.set("/process/oomScoreAdj", json!(1));
-    let mut output = None;
-    // Its last process may still be on its way out of the group.
-    eventually("the name is free", || {
-        let tried = bundle.command(OURS, &running.id).output().unwrap();
-        let started = tried.status.success();
-        output = Some(tried);
-        started
-    });
-    assert_eq!(stdout(&output.unwrap()), "again\n");
-    assert_eq!(groups_of(&running.id).len(), 0);
+    let again = bundle.command(OURS, &running.id).output().unwrap();
+    assert_eq!(stdout(&again), "again\n");
 }
 
 #[test]

@@ -56,14 +56,15 @@ fn the_version_is_told_as_engines_read_it() {
     let text = stdout(&output);
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with("cofferdam-runtime version "), "{text}");
-    assert!(lines[1].starts_with("spec: 1."), "{text}");
+    assert!(lines[1].starts_with("commit: v"), "{text}");
+    assert!(lines[2].starts_with("spec: 1."), "{text}");
 }
 
 #[test]
 fn features_are_told_as_json() {
     let features: Value = serde_json::from_str(&stdout(&ours(&["features"]))).unwrap();
     assert_eq!(features["ociVersionMin"], "1.0.0");
-    assert_eq!(features["linux"]["seccomp"]["enabled"], false);
+    assert_eq!(features["linux"]["seccomp"]["enabled"], true);
     let options = features["mountOptions"].as_array().unwrap();
     assert!(options.contains(&json!("rbind")) && options.contains(&json!("rro")));
 }
@@ -73,8 +74,8 @@ fn what_cannot_be_honoured_is_refused_with_its_place() {
     let cases = [
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp: ",
+            json!({"defaultAction": "SCMP_ACT_NOTHING"}),
+            "linux.seccomp.defaultAction: ",
         ),
         (
             "/linux/sysctl",
@@ -83,10 +84,30 @@ fn what_cannot_be_honoured_is_refused_with_its_place() {
         ),
         (
             "/hooks",
-            json!({"prestart": [{"path": "/bin/true"}]}),
-            "hooks: ",
+            json!({"prestart": [{"path": "bin/true"}]}),
+            "hooks.prestart[0].path: ",
         ),
-        ("/process/terminal", json!(true), "process.terminal: "),
+        ("/windows", json!({"layerFolders": ["x"]}), "windows: "),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/x", "type": "d"}]),
+            "linux.devices[0].type: ",
+        ),
+        (
+            "/linux/personality",
+            json!({"domain": "BSD"}),
+            "linux.personality.domain: ",
+        ),
+        (
+            "/linux/intelRdt",
+            json!({"closID": "a/b"}),
+            "linux.intelRdt.closID: ",
+        ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_NEVER"}),
+            "process.scheduler.policy: ",
+        ),
         ("/process/args", json!([]), "process.args: "),
         ("/process/args/0", json!(1), "process.args[0]: "),
         ("/process/cwd", json!("relative"), "process.cwd: "),
@@ -108,7 +129,7 @@ fn what_cannot_be_honoured_is_refused_with_its_place() {
         ),
         (
             "/mounts/0/options",
-            json!(["tmpcopyup"]),
+            json!(["remount"]),
             "mounts[0].options[0]: ",
         ),
         ("/mounts/0/type", json!(""), "mounts[0].type: "),
@@ -135,8 +156,8 @@ fn what_cannot_be_honoured_is_refused_with_its_place() {
         ("/linux/cgroupsPath", json!("../x"), "linux.cgroupsPath: "),
         (
             "/linux/resources/unified",
-            json!({"memory.high": "1"}),
-            "linux.resources.unified: ",
+            json!({"cgroup.procs": "1"}),
+            "linux.resources.unified.cgroup.procs: ",
         ),
         (
             "/linux/resources/memory",

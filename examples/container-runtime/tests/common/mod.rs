@@ -1,4 +1,5 @@
 //! Bundles for tests, and what runtimes make of them.
+#![allow(dead_code, reason = "each program of tests uses a part of it")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -16,6 +17,24 @@ pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_cofferdam-runtime");
 pub(crate) struct Bundle {
     directory: TempDir,
     pub(crate) config: Value,
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        // What a failed test has left.
+        let Ok(left) = fs::read_dir(self.state()) else {
+            return;
+        };
+        for entry in left.flatten() {
+            let name = entry.file_name();
+            let _ = Command::new(OURS)
+                .arg("--root")
+                .arg(self.state())
+                .args(["delete", "--force"])
+                .arg(name)
+                .output();
+        }
+    }
 }
 
 impl Bundle {
@@ -49,25 +68,7 @@ impl Bundle {
     fn make_rootfs(&self) {
         // mkdtemp makes it for its owner alone; a user inside is another one.
         fs::set_permissions(self.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let root = self.rootfs();
-        for name in ["bin", "etc", "proc", "sys", "dev", "tmp", "home/web"] {
-            fs::create_dir_all(root.join(name)).unwrap();
-        }
-        fs::copy("/bin/busybox", root.join("bin/busybox"))
-            .expect("a static busybox at /bin/busybox; install busybox-static");
-        for name in [
-            "sh", "cat", "echo", "id", "grep", "hostname", "ls", "sort", "env", "pwd", "stat",
-            "touch", "mount", "sleep", "kill", "umask", "cut", "wc", "tr", "sed", "awk",
-            "readlink", "true", "head", "dd",
-        ] {
-            symlink("busybox", root.join("bin").join(name)).unwrap();
-        }
-        fs::write(
-            root.join("etc/passwd"),
-            "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n",
-        )
-        .unwrap();
-        fs::write(root.join("etc/secret"), "a secret\n").unwrap();
+        image(&self.rootfs());
     }
 
     /// Replaces the value at a JSON pointer; the last part may be new.
@@ -91,15 +92,37 @@ impl Bundle {
         fs::write(self.path().join("config.json"), text).unwrap();
     }
 
+    /// Where the state of its containers is.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    /// The runtime under test with a subcommand on the bundle's containers.
+    pub(crate) fn ours(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(OURS);
+        command.arg("--root").arg(self.state()).args(arguments);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The same, which must succeed; what it prints.
+    pub(crate) fn done(&self, arguments: &[&str]) -> String {
+        let output = self.ours(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        stdout(&output)
+    }
+
     /// `runtime run` of the bundle, to be spawned.
     pub(crate) fn command(&self, runtime: &str, id: &str) -> Command {
         self.write();
         let mut command = Command::new(runtime);
-        if runtime == "runc" {
-            // Its state is the bundle's: nothing of it stays, whatever the test comes to.
-            command.arg("--root").arg(self.path().join("state"));
-        }
+        // Its state is the bundle's: nothing of it stays, whatever the test comes to.
         command
+            .arg("--root")
+            .arg(self.state())
             .args(["run", "--bundle"])
             .arg(self.path())
             .arg(id)
@@ -117,6 +140,43 @@ impl Bundle {
     }
 }
 
+/// Makes a root filesystem with busybox.
+pub(crate) fn image(root: &Path) {
+    for name in ["bin", "etc", "proc", "sys", "dev", "tmp", "home/web"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox"))
+        .expect("a static busybox at /bin/busybox; install busybox-static");
+    for name in [
+        "sh", "cat", "echo", "id", "grep", "hostname", "ls", "sort", "env", "pwd", "stat", "touch",
+        "mount", "sleep", "kill", "umask", "cut", "wc", "tr", "sed", "awk", "readlink", "true",
+        "head", "dd", "ps", "tty", "stty",
+    ] {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(root.join("etc/secret"), "a secret\n").unwrap();
+}
+
+/// Runs a command line with a terminal; what it prints.
+pub(crate) fn with_terminal(command: &Command) -> String {
+    let words: Vec<String> = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let mut script = Command::new("script");
+    script.args(["-qec", &words.join(" "), "/dev/null"]);
+    for (name, value) in command.get_envs() {
+        script.env(name, value.unwrap());
+    }
+    stdout(&script.stdin(Stdio::null()).output().unwrap())
+}
+
 /// A name for a container that no other test has.
 pub(crate) fn unique() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -130,4 +190,26 @@ pub(crate) fn stdout(output: &Output) -> String {
 
 pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Removes the control groups above containers that engines were told to use by [`unique`] names,
+/// and leave.
+pub(crate) fn remove_groups_of_this_process() {
+    let prefix = format!("cofferdam-test-{}-", std::process::id());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in mounts.lines() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(point), Some(kind)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        if !kind.starts_with("cgroup") {
+            continue;
+        }
+        for entry in fs::read_dir(point).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                // One with processes stays: it is another test's.
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
 }

@@ -1,0 +1,310 @@
+//! What a process is given beyond users and limits: scheduling, memory, execution domain, labels.
+
+use anyhow::{Context as _, Result, bail};
+use namespaces::{Command, IoPriority, MemoryPolicy, Scheduler, SecurityLabel, TimeOffset};
+
+use crate::config::{self, Linux, Process};
+
+/// Adds what `process` asks for, in a new process and in one that enters a container.
+pub(crate) fn of_process(command: &mut Command, process: &Process) -> Result<()> {
+    if let Some(asked) = &process.scheduler {
+        scheduler(command, asked)?;
+    }
+    if let Some(asked) = &process.io_priority {
+        command.io_priority(io_priority(asked)?);
+    }
+    if let Some(label) = label(process)? {
+        command.security_label(label);
+    }
+    Ok(())
+}
+
+/// Adds what `linux` asks for.
+pub(crate) fn of_container(command: &mut Command, linux: &Linux) -> Result<()> {
+    if let Some(persona) = personality_of(linux)? {
+        command.personality(persona);
+    }
+    if let Some(asked) = &linux.memory_policy {
+        command.memory_policy(memory_policy(asked)?);
+    }
+    if !linux.time_offsets.is_empty() {
+        let mut offsets = [TimeOffset::default(); 2];
+        for (clock, offset) in &linux.time_offsets {
+            let place = match clock.as_str() {
+                "monotonic" => &mut offsets[0],
+                "boottime" => &mut offsets[1],
+                other => bail!(
+                    "linux.timeOffsets.{other}: has no offset; choose between monotonic and boottime"
+                ),
+            };
+            *place = TimeOffset {
+                seconds: offset.secs,
+                nanoseconds: offset.nanosecs,
+            };
+        }
+        let [monotonic, boottime] = offsets;
+        command.time_offsets(monotonic, boottime);
+    }
+    Ok(())
+}
+
+fn scheduler(command: &mut Command, asked: &config::Scheduler) -> Result<()> {
+    let place = "process.scheduler";
+    let priority = || {
+        u32::try_from(asked.priority)
+            .ok()
+            .filter(|priority| (1..=99).contains(priority))
+            .with_context(|| format!("{place}.priority: {} is not from 1 to 99", asked.priority))
+    };
+    let scheduler = match asked.policy.as_str() {
+        "SCHED_OTHER" => Scheduler::Normal,
+        "SCHED_BATCH" => Scheduler::Batch,
+        "SCHED_IDLE" => Scheduler::Idle,
+        "SCHED_FIFO" => Scheduler::Fifo {
+            priority: priority()?,
+        },
+        "SCHED_RR" => Scheduler::RoundRobin {
+            priority: priority()?,
+        },
+        "SCHED_DEADLINE" => Scheduler::Deadline {
+            runtime: asked.runtime,
+            deadline: asked.deadline,
+            period: asked.period,
+        },
+        "SCHED_ISO" => bail!("{place}.policy: Linux has no SCHED_ISO; choose SCHED_RR"),
+        other => bail!(
+            "{place}.policy: `{other}` is none; choose among SCHED_OTHER, SCHED_BATCH, SCHED_IDLE, SCHED_FIFO, SCHED_RR, SCHED_DEADLINE"
+        ),
+    };
+    let shared = matches!(
+        scheduler,
+        Scheduler::Normal | Scheduler::Batch | Scheduler::Idle
+    );
+    if asked.nice != 0 {
+        let nice = i8::try_from(asked.nice)
+            .ok()
+            .filter(|nice| (-20..=19).contains(nice));
+        let Some(nice) = nice else {
+            bail!("{place}.nice: {} is not from -20 to 19", asked.nice);
+        };
+        if !shared {
+            bail!("{place}.nice: means nothing to {}; remove it", asked.policy);
+        }
+        command.nice(nice);
+    }
+    if shared && asked.priority != 0 {
+        bail!(
+            "{place}.priority: means nothing to {}; remove it, or set nice",
+            asked.policy
+        );
+    }
+    if let Some(flag) = asked.flags.first() {
+        bail!("{place}.flags[0]: {flag}: not supported yet by this runtime; remove it");
+    }
+    command.scheduler(scheduler);
+    Ok(())
+}
+
+fn io_priority(asked: &config::IoPriority) -> Result<IoPriority> {
+    let place = "process.ioPriority";
+    let level = u8::try_from(asked.priority)
+        .ok()
+        .filter(|level| *level <= 7)
+        .with_context(|| format!("{place}.priority: {} is not from 0 to 7", asked.priority))?;
+    Ok(match asked.class.as_str() {
+        "IOPRIO_CLASS_RT" => IoPriority::Realtime(level),
+        "IOPRIO_CLASS_BE" => IoPriority::BestEffort(level),
+        "IOPRIO_CLASS_IDLE" => IoPriority::Idle,
+        other => bail!(
+            "{place}.class: `{other}` is none; choose among IOPRIO_CLASS_RT, IOPRIO_CLASS_BE, IOPRIO_CLASS_IDLE"
+        ),
+    })
+}
+
+/// Whether the machine has AppArmor.
+pub(crate) fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|enabled| enabled.starts_with('Y'))
+}
+
+/// Whether the machine has SELinux.
+pub(crate) fn has_selinux() -> bool {
+    std::path::Path::new("/sys/fs/selinux/enforce").exists()
+}
+
+fn label(process: &Process) -> Result<Option<SecurityLabel>> {
+    let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+    match (
+        given(&process.apparmor_profile),
+        given(&process.selinux_label),
+    ) {
+        (None, None) => Ok(None),
+        (Some(profile), None) => {
+            if !has_apparmor() {
+                bail!(
+                    "process.apparmorProfile: this machine has no AppArmor; remove it, or boot with apparmor=1 security=apparmor"
+                );
+            }
+            Ok(Some(SecurityLabel::Apparmor(profile.into())))
+        }
+        (None, Some(label)) => {
+            if !has_selinux() {
+                bail!(
+                    "process.selinuxLabel: this machine has no SELinux; remove it, or enable SELinux"
+                );
+            }
+            Ok(Some(SecurityLabel::Selinux(label.into())))
+        }
+        (Some(_), Some(_)) => bail!(
+            "process.selinuxLabel: together with process.apparmorProfile is not supported by this runtime; keep that of the machine's module"
+        ),
+    }
+}
+
+/// The execution domain that the container's processes have.
+pub(crate) fn personality_of(linux: &Linux) -> Result<Option<u32>> {
+    linux.personality.as_ref().map(personality).transpose()
+}
+
+fn personality(asked: &config::Personality) -> Result<u32> {
+    if let Some(flag) = asked.flags.first() {
+        bail!("linux.personality.flags[0]: {flag}: the specification knows none; remove it");
+    }
+    Ok(match asked.domain.as_str() {
+        "LINUX" => 0,
+        "LINUX32" => 8,
+        other => bail!("linux.personality.domain: `{other}` is none; choose LINUX or LINUX32"),
+    })
+}
+
+/// The memory policies, each at the place of its number.
+pub(crate) const MEMORY_MODES: [&str; 7] = [
+    "MPOL_DEFAULT",
+    "MPOL_PREFERRED",
+    "MPOL_BIND",
+    "MPOL_INTERLEAVE",
+    "MPOL_LOCAL",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_WEIGHTED_INTERLEAVE",
+];
+
+/// Their flags.
+pub(crate) const MEMORY_FLAGS: [&str; 3] = [
+    "MPOL_F_NUMA_BALANCING",
+    "MPOL_F_RELATIVE_NODES",
+    "MPOL_F_STATIC_NODES",
+];
+
+fn memory_policy(asked: &config::MemoryPolicy) -> Result<MemoryPolicy> {
+    let place = "linux.memoryPolicy";
+    let Some(mode) = (0..)
+        .zip(MEMORY_MODES)
+        .find(|(_, name)| *name == asked.mode)
+    else {
+        bail!(
+            "{place}.mode: `{}` is none; choose among {}",
+            asked.mode,
+            MEMORY_MODES.join(", ")
+        );
+    };
+    let mut flags = 0;
+    for (index, flag) in asked.flags.iter().enumerate() {
+        flags |= match flag.as_str() {
+            "MPOL_F_NUMA_BALANCING" => 1 << 13,
+            "MPOL_F_RELATIVE_NODES" => 1 << 14,
+            "MPOL_F_STATIC_NODES" => 1 << 15,
+            other => bail!(
+                "{place}.flags[{index}]: `{other}` is none; choose among {}",
+                MEMORY_FLAGS.join(", ")
+            ),
+        };
+    }
+    let mut nodes = Vec::new();
+    if let Some(text) = asked.nodes.as_deref().filter(|text| !text.is_empty()) {
+        let set: cgroups::IdSet = text.parse().with_context(|| format!("{place}.nodes"))?;
+        for node in set.iter() {
+            let node = u16::try_from(node).ok().filter(|node| *node < 1024);
+            nodes.push(node.with_context(|| format!("{place}.nodes: a number is above 1023"))?);
+        }
+    }
+    Ok(MemoryPolicy {
+        mode: mode.0,
+        flags,
+        nodes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let of = |json: &str| {
+            let process: Process = serde_json::from_str(json).unwrap();
+            of_process(&mut Command::new("x"), &process)
+                .unwrap_err()
+                .to_string()
+        };
+        for (json, place) in [
+            (
+                r#"{"scheduler": {"policy": "X"}}"#,
+                "process.scheduler.policy",
+            ),
+            (
+                r#"{"scheduler": {"policy": "SCHED_FIFO"}}"#,
+                "process.scheduler.priority",
+            ),
+            (
+                r#"{"scheduler": {"policy": "SCHED_OTHER", "nice": 20}}"#,
+                "process.scheduler.nice",
+            ),
+            (
+                r#"{"scheduler": {"policy": "SCHED_OTHER", "priority": 3}}"#,
+                "process.scheduler.priority",
+            ),
+            (
+                r#"{"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 8}}"#,
+                "process.ioPriority.priority",
+            ),
+            (
+                r#"{"ioPriority": {"class": "X"}}"#,
+                "process.ioPriority.class",
+            ),
+            (
+                r#"{"apparmorProfile": "a", "selinuxLabel": "b"}"#,
+                "process.selinuxLabel",
+            ),
+        ] {
+            let message = of(json);
+            assert!(message.starts_with(&format!("{place}: ")), "{message}");
+        }
+        let of = |json: &str| {
+            let linux: Linux = serde_json::from_str(json).unwrap();
+            of_container(&mut Command::new("x"), &linux)
+                .unwrap_err()
+                .to_string()
+        };
+        for (json, place) in [
+            (
+                r#"{"personality": {"domain": "BSD"}}"#,
+                "linux.personality.domain",
+            ),
+            (
+                r#"{"memoryPolicy": {"mode": "X"}}"#,
+                "linux.memoryPolicy.mode",
+            ),
+            (
+                r#"{"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "5000"}}"#,
+                "linux.memoryPolicy.nodes",
+            ),
+            (
+                r#"{"timeOffsets": {"realtime": {"secs": 1}}}"#,
+                "linux.timeOffsets.realtime",
+            ),
+        ] {
+            let message = of(json);
+            assert!(message.starts_with(&format!("{place}: ")), "{message}");
+        }
+    }
+}

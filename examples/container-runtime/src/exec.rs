@@ -1,0 +1,212 @@
+//! `exec`: another program in a running container.
+
+use std::fs::{self, File};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use namespaces::{Command, Namespace, NamespaceId, Process};
+
+use crate::cli::Exec;
+use crate::config::{self, Config};
+use crate::files::write_whole;
+use crate::group;
+use crate::make::{preserve, said};
+use crate::signals::Signals;
+use crate::state::{State, Status};
+use crate::store::Store;
+use crate::supervise::{self, exit_code};
+use crate::{attributes, load, process, seccomp, terminal};
+
+/// Runs another program in a container.
+pub(crate) fn exec(store: &Store, options: &Exec) -> Result<ExitCode> {
+    let mut signals = if options.detach {
+        None
+    } else {
+        Some(Signals::catch().context("cannot catch signals")?)
+    };
+    let entry = store.open(&options.id)?;
+    let state = entry.state()?;
+    match state.status(&entry)? {
+        Status::Stopped => bail!(
+            "cannot exec in a stopped container: container not running: {}",
+            state.id
+        ),
+        Status::Paused if !options.ignore_paused => {
+            bail!("cannot exec in a paused container (use --ignore-paused to override)")
+        }
+        Status::Creating => bail!("cannot exec in a container that is creating"),
+        _ => {}
+    }
+    let config = entry.config()?;
+    let asked = asked(options, &config)?;
+    let init = state.running_process()?;
+    if asked.terminal && options.detach && options.console_socket.is_none() {
+        bail!(
+            "--tty: somebody has to hold the terminal's other end; name a socket with --console-socket"
+        );
+    }
+    if !asked.terminal && options.console_socket.is_some() {
+        bail!("--console-socket: there is no terminal; ask for one with --tty");
+    }
+    let mut command = command(&asked, &config, &init)?;
+    preserve(&mut command, options.preserve_fds)?;
+    let group = enter_group(&mut command, &state, options)?;
+
+    let mut starting = command.start().map_err(said)?;
+    if let Some(group) = &group {
+        group.attach(starting.pid())?;
+    }
+    starting.advance(namespaces::Barrier::Ready).map_err(said)?;
+    if let Some(listener) = starting.take_seccomp_listener() {
+        seccomp::pass_listener(&config, &state, &listener)?;
+    }
+    let mut master = starting.take_terminal();
+    if let (Some(terminal), Some(socket)) = (&master, &options.console_socket) {
+        terminal::hand_over(terminal, socket)?;
+        master = None;
+    }
+    let pid = starting.pid();
+    if options.pidfd_socket.is_some()
+        && let Some(process) = Process::open(pid)?
+    {
+        crate::make::tell(None, options.pidfd_socket.as_deref(), &process)?;
+    }
+    if let Some(file) = &options.pid_file {
+        write_whole(file, &pid.to_string())
+            .with_context(|| format!("cannot write the pid file {}", file.display()))?;
+    }
+    let mut child = starting.exec().map_err(said)?;
+    match &mut signals {
+        None => Ok(ExitCode::SUCCESS),
+        Some(signals) => {
+            let status = supervise::wait(&mut child, signals, master)?;
+            Ok(ExitCode::from(exit_code(status)))
+        }
+    }
+}
+
+/// The process that is asked for: the one in the file, or the container's own as options say.
+fn asked(options: &Exec, config: &Config) -> Result<config::Process> {
+    let mut process = if let Some(file) = &options.process {
+        let text = fs::read_to_string(file)
+            .with_context(|| format!("--process: cannot read {}", file.display()))?;
+        let mut process = load::process(&text).with_context(|| file.display().to_string())?;
+        if !options.args.is_empty() {
+            process.args.clone_from(&options.args);
+        }
+        process
+    } else {
+        let Some(own) = &config.process else {
+            bail!("the container has no process; name one with --process");
+        };
+        if options.args.is_empty() {
+            bail!("COMMAND is missing; write what to run, or name a file with --process");
+        }
+        config::Process {
+            args: options.args.clone(),
+            terminal: false,
+            console_size: None,
+            ..own.clone()
+        }
+    };
+    if let Some(cwd) = &options.cwd {
+        process.cwd = Some(cwd.clone());
+    }
+    process.terminal |= options.tty;
+    process.env.extend(options.env.iter().cloned());
+    process.no_new_privileges |= options.no_new_privs;
+    if let Some(label) = &options.process_label {
+        process.selinux_label = Some(label.clone());
+    }
+    if let Some(profile) = &options.apparmor {
+        process.apparmor_profile = Some(profile.clone());
+    }
+    let sets = &mut process.capabilities;
+    for capability in &options.cap {
+        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+            set.push(capability.clone());
+        }
+    }
+    if let Some(user) = &options.user {
+        let (uid, gid) = match user.split_once(':') {
+            Some((uid, gid)) => (uid, Some(gid)),
+            None => (user.as_str(), None),
+        };
+        let number = |text: &str| {
+            text.parse()
+                .with_context(|| format!("--user: `{text}` is no number; write UID or UID:GID"))
+        };
+        process.user.uid = number(uid)?;
+        if let Some(gid) = gid {
+            process.user.gid = number(gid)?;
+        }
+    }
+    process
+        .user
+        .additional_gids
+        .extend(&options.additional_gids);
+    Ok(process)
+}
+
+fn command(asked: &config::Process, config: &Config, init: &Process) -> Result<Command> {
+    let root = format!("/proc/{}/root", init.pid());
+    let root = File::open(&root).with_context(|| format!("cannot open {root}"))?;
+    let user = Namespace::User;
+    let joins_user =
+        NamespaceId::of_process(init.pid(), user)? != NamespaceId::of_this_thread(user)?;
+    let mut command = process::command(asked, &root, joins_user)?;
+    attributes::of_process(&mut command, asked)?;
+    command.enter(init);
+    if let Some(persona) = attributes::personality_of(&config.linux)? {
+        command.personality(persona);
+    }
+    if let Some(affinity) = &asked.exec_cpu_affinity {
+        let cpus = affinity.last.as_ref().or(affinity.initial.as_ref());
+        if let Some(cpus) = cpus.filter(|cpus| !cpus.is_empty()) {
+            let cpus: cgroups::IdSet = cpus.parse().context("process.execCPUAffinity")?;
+            command.cpu_affinity(cpus.iter());
+        }
+    }
+    if let Some(asked) = &config.linux.seccomp
+        && let Some(filter) = seccomp::filter(asked)?
+    {
+        command
+            .seccomp(filter.program)
+            .seccomp_flags(filter.flags)
+            .seccomp_listener(filter.notifies);
+    }
+    if asked.terminal {
+        command.terminal(terminal::size(asked.console_size.as_ref()));
+    }
+    command
+        .new_session(true)
+        // An orphan of a command that was killed before the program ran would never end.
+        .kill_on_drop(false);
+    Ok(command)
+}
+
+/// Lets the process be born in the container's group, or in one below it.
+fn enter_group(
+    command: &mut Command,
+    state: &State,
+    options: &Exec,
+) -> Result<Option<cgroups::Cgroup>> {
+    let Some(mut group) = group::find(&state.cgroup)? else {
+        if options.cgroup.is_some() {
+            bail!("--cgroup: the container has no control group");
+        }
+        return Ok(None);
+    };
+    if let Some(below) = &options.cgroup {
+        let below = below.strip_prefix("/").unwrap_or(below);
+        if !below.as_os_str().is_empty() {
+            group = group
+                .open(below)
+                .with_context(|| format!("--cgroup: {}", below.display()))?;
+        }
+    }
+    if let Some(directory) = group.unified_directory() {
+        command.cgroup(directory);
+    }
+    Ok(Some(group))
+}

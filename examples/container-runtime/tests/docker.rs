@@ -1,0 +1,269 @@
+//! Docker with this runtime in place of runc.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{OURS, stderr, stdout};
+use tempfile::TempDir;
+
+/// A daemon of its own, with an image `box`; both are gone when it is dropped.
+struct Docker {
+    directory: TempDir,
+    daemon: Child,
+}
+
+impl Docker {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        let log = fs::File::create(path("log")).unwrap();
+        let daemon = Command::new("dockerd")
+            .args(["-H", &format!("unix://{}", path("socket"))])
+            .args(["--data-root", &path("root"), "--exec-root", &path("exec")])
+            .args([
+                "--pidfile",
+                &path("pid"),
+                "--bridge=none",
+                "--iptables=false",
+            ])
+            .args(["--ip6tables=false", "--storage-driver", "vfs"])
+            .args(["--cgroup-parent", &common::unique()])
+            .args(["--add-runtime", &format!("cofferdam={OURS}")])
+            .args(["--default-runtime", "cofferdam"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("dockerd; install docker.io");
+        let docker = Self { directory, daemon };
+        let begin = Instant::now();
+        while !docker.docker(&["version"]).status.success() {
+            assert!(
+                begin.elapsed() < Duration::from_mins(1),
+                "{}",
+                fs::read_to_string(docker.path("log")).unwrap()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let image = docker.path("image");
+        common::image(Path::new(&image));
+        let mut tar = Command::new("tar")
+            .args(["-C", &image, "-c", "."])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut import = docker.command(&["import", "-", "box"]);
+        let output = import.stdin(tar.stdout.take().unwrap()).output().unwrap();
+        tar.wait().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        docker
+    }
+
+    fn path(&self, name: &str) -> String {
+        let path = self.directory.path().join(name);
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command
+            .args(["-H", &format!("unix://{}", self.path("socket"))])
+            .args(arguments)
+            .env("DOCKER_CONFIG", self.path("config"))
+            .env("DOCKER_BUILDKIT", "0")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn docker(&self, arguments: &[&str]) -> Output {
+        self.command(arguments)
+            .output()
+            .expect("docker; install docker.io")
+    }
+
+    /// What a command prints that must succeed.
+    fn done(&self, arguments: &[&str]) -> String {
+        let output = self.docker(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        stdout(&output)
+    }
+
+    fn run(&self, options: &[&str], args: &[&str]) -> Output {
+        self.docker(&[&["run", "--rm", "--net=none"], options, &["box"], args].concat())
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        let left = stdout(&self.docker(&["ps", "-aq"]));
+        for id in left.lines() {
+            let _ = self.docker(&["rm", "--force", id]);
+        }
+        let pid = self.daemon.id().to_string();
+        let _ = Command::new("kill").arg(pid).status();
+        let _ = self.daemon.wait();
+        common::remove_groups_of_this_process();
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn containers_run_with_what_is_asked_for() {
+    let docker = Docker::new();
+    let said = |options: &[&str], script: &str| {
+        let output = docker.run(options, &["sh", "-c", script]);
+        format!("{}{}", stdout(&output), stderr(&output))
+    };
+    assert_eq!(said(&[], "echo hello"), "hello\n");
+    assert!(said(&["-v", "/etc/hostname:/h:ro"], "echo x > /h").contains("Read-only"));
+    assert!(said(&["--read-only"], "touch /x").contains("Read-only"));
+    assert!(
+        said(&["--cap-drop", "all"], "grep CapEff /proc/self/status")
+            .ends_with("0000000000000000\n")
+    );
+    assert!(said(&[], "grep Seccomp: /proc/self/status").ends_with("2\n"));
+    // A call that Docker's profile refuses, with the rights for it.
+    assert!(
+        said(
+            &["--cap-add", "all", "--cap-drop", "sys_admin"],
+            "mount -t tmpfs x /tmp"
+        )
+        .contains("denied")
+    );
+    let unconfined = ["--security-opt", "seccomp=unconfined"];
+    assert!(said(&unconfined, "grep Seccomp: /proc/self/status").ends_with("0\n"));
+    let ours = docker.path("profile.json");
+    fs::write(&ours, r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["sethostname"], "action": "SCMP_ACT_ERRNO", "errnoRet": 121}]}"#).unwrap();
+    let own = [
+        "--cap-add",
+        "sys_admin",
+        "--security-opt",
+        &format!("seccomp={ours}"),
+    ];
+    assert!(said(&own, "hostname x").contains("Remote I/O error"));
+    assert_eq!(
+        said(&["--user", "33"], "id -u; echo $HOME"),
+        "33\n/home/web\n"
+    );
+    assert!(said(&["--privileged"], "ls -l /dev/fuse").contains("10, 229"));
+    assert!(
+        said(
+            &["--pids-limit", "4"],
+            "for i in 1 2 3 4 5 6; do sleep 1 & done"
+        )
+        .contains("can't fork")
+    );
+    assert!(said(&["--init"], "cat /proc/1/cmdline | tr '\\0' ' '").contains("docker-init"));
+    assert!(said(&["--tmpfs", "/x:size=1m"], "grep ' /x ' /proc/mounts").contains("size=1024k"));
+    assert_eq!(
+        said(
+            &["--sysctl", "net.ipv4.ip_forward=1"],
+            "cat /proc/sys/net/ipv4/ip_forward"
+        ),
+        "1\n"
+    );
+    assert!(said(&["--ulimit", "nofile=100"], "ulimit -n").ends_with("100\n"));
+
+    let code = |options: &[&str], args: &[&str]| docker.run(options, args).status.code();
+    assert_eq!(code(&[], &["sh", "-c", "exit 3"]), Some(3));
+    assert_eq!(code(&[], &["nothing"]), Some(127));
+    assert_eq!(code(&[], &["/etc/passwd"]), Some(126));
+    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"];
+    assert_eq!(
+        code(&["--memory", "16m", "--cpus", "0.9"], &greedy),
+        Some(137)
+    );
+
+    let mut command = docker.command(&["run", "--rm", "-i", "--net=none", "box", "cat"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"through\n").unwrap();
+    assert_eq!(stdout(&child.wait_with_output().unwrap()), "through\n");
+    let terminal = docker.command(&["run", "--rm", "-it", "--net=none", "box", "tty"]);
+    let text = common::with_terminal(&terminal);
+    assert!(text.contains("/dev/pts/0"), "{text}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_container_is_managed_while_it_runs() {
+    let docker = Docker::new();
+    docker.done(&[
+        "run",
+        "-d",
+        "--name",
+        "aa",
+        "--net=none",
+        "box",
+        "sleep",
+        "1000",
+    ]);
+    let status = || docker.done(&["inspect", "-f", "{{.State.Status}}", "aa"]);
+    assert_eq!(status(), "running\n");
+    assert!(docker.done(&["exec", "aa", "ps"]).contains("sleep 1000"));
+    assert_eq!(
+        docker.done(&[
+            "exec",
+            "-u",
+            "5:6",
+            "-w",
+            "/tmp",
+            "-e",
+            "A=b",
+            "aa",
+            "sh",
+            "-c",
+            "id -u; pwd; echo $A"
+        ]),
+        "5\n/tmp\nb\n"
+    );
+    assert_eq!(
+        docker
+            .docker(&["exec", "aa", "sh", "-c", "exit 7"])
+            .status
+            .code(),
+        Some(7)
+    );
+    let missing = docker.docker(&["exec", "aa", "nothing"]);
+    assert!(
+        [126, 127].contains(&missing.status.code().unwrap()),
+        "{missing:?}"
+    );
+    let text = common::with_terminal(&docker.command(&["exec", "-it", "aa", "tty"]));
+    assert!(text.contains("/dev/pts/0"), "{text}");
+    docker.done(&["pause", "aa"]);
+    assert_eq!(status(), "paused\n");
+    docker.done(&["unpause", "aa"]);
+    assert!(docker.done(&["top", "aa"]).contains("sleep 1000"));
+    assert!(docker.done(&["stats", "--no-stream", "aa"]).contains("aa"));
+    docker.done(&["update", "--memory", "64m", "--memory-swap", "64m", "aa"]);
+    docker.done(&["restart", "-t", "0", "aa"]);
+    assert_eq!(status(), "running\n");
+    docker.done(&["stop", "-t", "0", "aa"]);
+    assert_eq!(status(), "exited\n");
+    docker.done(&["start", "aa"]);
+    docker.done(&["kill", "aa"]);
+    assert_eq!(docker.done(&["wait", "aa"]), "137\n");
+    docker.done(&["rm", "aa"]);
+
+    let context = docker.path("context");
+    fs::create_dir(&context).unwrap();
+    let dockerfile = "FROM box\nRUN echo built > /etc/built\nCMD [\"cat\", \"/etc/built\"]\n";
+    fs::write(Path::new(&context).join("Dockerfile"), dockerfile).unwrap();
+    docker.done(&["build", "--network", "none", "-t", "built", &context]);
+    assert_eq!(
+        docker.done(&["run", "--rm", "--net=none", "built"]),
+        "built\n"
+    );
+}
