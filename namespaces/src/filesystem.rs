@@ -778,15 +778,25 @@ pub(crate) fn make_terminal(
 ) -> Result<(OwnedFd, OwnedFd)> {
     use rustix::pty::OpenptFlags;
     const DEVPTS_SUPER_MAGIC: rustix::fs::FsWord = 0x1cd1;
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let master = open_inside(root, c"dev/pts/ptmx", flags).map_err(Failure::of(Call::Openat2))?;
-    let fs = rustix::fs::fstatfs(&master).map_err(Failure::of(Call::Fstat))?;
+    // First that it is a devpts, then what only the kernel can have put there: opening a device that
+    // an image has in its place could do anything.
+    let directory = open_inside(root, c"dev/pts", O_PATH | OFlags::DIRECTORY)
+        .map_err(Failure::of(Call::Openat2))?;
+    let fs = rustix::fs::fstatfs(&directory).map_err(Failure::of(Call::Fstat))?;
     if fs.f_type != DEVPTS_SUPER_MAGIC {
         return Err(Failure {
             call: Call::Openat2,
             errno: Errno::NODEV,
         });
     }
+    let master = rustix::fs::openat2(
+        &directory,
+        c"ptmx",
+        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS,
+    )
+    .map_err(Failure::of(Call::Openat2))?;
     rustix::pty::unlockpt(&master).map_err(Failure::of(Call::Ioctl))?;
     // The other end of this very terminal, whatever is at its path (CVE-2025-52565).
     let slave = rustix::pty::ioctl_tiocgptpeer(

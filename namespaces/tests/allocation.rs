@@ -46,6 +46,8 @@ fn the_child_allocates_nothing() {
         .loopback_up(true)
         .mounts(Mount::standard())
         .mount(Mount::bind(outside.path(), "/made/on/the/way").read_only())
+        .mount(Mount::tmpfs("/bin").copy_up(true))
+        .link("/new/link", "to")
         .mount(Mount::tmpfs("/run").with(MountAttributes::NO_ATIME))
         .devices([Device::new("/dev/null", DeviceKind::Character, 1, 3)])
         .devices([Device::new("/fifo", DeviceKind::Fifo, 0, 0)])

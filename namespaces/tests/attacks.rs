@@ -6,9 +6,13 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{Rootfs, container, stdout};
-use namespaces::{Barrier, Command, Error, Mount, Namespace, Stdio, Step, UserMapping};
+use namespaces::{
+    Barrier, Capabilities, Capability, CapabilitySet, Command, Device, DeviceKind, Error, Mount,
+    Namespace, Stdio, Step, TerminalSize, UserMapping,
+};
 
 /// Swaps `name` between a directory and a link to `outside`, until told to stop.
 fn swap(rootfs: &Path, outside: &Path, stop: &AtomicBool) {
@@ -45,6 +49,11 @@ fn a_link_swapped_for_a_target_does_not_lead_out() {
                 .mount(Mount::proc("/proc"))
                 .mount(Mount::tmpfs("/target/deep/one"))
                 .mount(Mount::bind("/usr/share", "/target/two"))
+                .mount(Mount::tmpfs("/target/three").copy_up(true))
+                .devices([Device::new("/target/four/fifo", DeviceKind::Fifo, 0, 0)])
+                .link("/target/five/link", "x")
+                .create_current_dir(true)
+                .current_dir("/target/six/seven")
                 .masked_paths(["/target/outside"])
                 .read_only_paths(["/target"]);
             match command.output() {
@@ -59,7 +68,10 @@ fn a_link_swapped_for_a_target_does_not_lead_out() {
                 // An attack that is noticed.
                 Err(Error::Step(error)) => {
                     assert!(
-                        matches!(error.step(), Step::Mount | Step::Mask | Step::ReadOnly),
+                        matches!(
+                            error.step(),
+                            Step::Mount | Step::Mask | Step::ReadOnly | Step::CurrentDirectory
+                        ),
                         "{error}"
                     );
                 }
@@ -177,6 +189,233 @@ fn links_of_proc_are_not_followed() {
     };
     assert_eq!(error.step(), Step::Mount);
     assert_eq!(error.operation(), "openat2");
+}
+
+const SIZE: TerminalSize = TerminalSize {
+    rows: 1,
+    columns: 1,
+};
+
+/// CVE-2025-52565: the image has links where the console and the terminals are to be.
+#[test]
+fn a_false_console_gets_nothing() {
+    let rootfs = Rootfs::new();
+    let outside = tempfile::tempdir().expect("a directory");
+    let victim = outside.path().join("victim");
+    fs::write(&victim, "victim").expect("write");
+    for directory in ["dev/pts", "proc"] {
+        fs::create_dir_all(rootfs.join(directory)).expect("mkdir");
+    }
+    // By an absolute name, which inside leads nowhere, and one that climbs.
+    let climbing = format!("../../../../../../../../../..{}", victim.display());
+    for link in [victim.to_str().expect("a path"), &climbing] {
+        let console = rootfs.join("dev/console");
+        let _ = fs::remove_file(&console);
+        symlink(link, &console).expect("symlink");
+        let mut command = container(&rootfs, "cat /proc/self/mountinfo");
+        command
+            .mount(Mount::proc("/proc"))
+            .mount(Mount::devpts("/dev/pts"))
+            .terminal(SIZE);
+        match command.spawn() {
+            Ok(mut child) => {
+                child.wait().expect("wait");
+            }
+            Err(Error::Step(error)) => assert_eq!(error.step(), Step::Session, "{error}"),
+            Err(error) => panic!("{error}"),
+        }
+        assert_eq!(fs::read(&victim).expect("read"), b"victim");
+        assert!(!mounted(&victim));
+    }
+    // Something else in place of the devpts, which must not even be opened.
+    let _ = fs::remove_file(rootfs.join("dev/console"));
+    symlink("/etc/treasure", rootfs.join("dev/pts/ptmx")).expect("symlink");
+    fs::write(rootfs.join("etc/treasure"), "").expect("write");
+    let mut command = container(&rootfs, "true");
+    command.terminal(SIZE);
+    let Err(Error::Step(error)) = command.spawn() else {
+        panic!("it must fail");
+    };
+    assert_eq!(error.step(), Step::Session);
+    assert_eq!(error.io_error().raw_os_error(), Some(libc::ENODEV));
+    assert!(error.to_string().contains("add Mount::devpts"), "{error}");
+}
+
+fn mounted(path: &Path) -> bool {
+    fs::read_to_string("/proc/self/mountinfo")
+        .expect("read")
+        .lines()
+        .any(|line| line.split(' ').nth(4) == path.to_str())
+}
+
+/// CVE-2025-52881: processes in a container cover its `/proc`, or single files of it, to catch what
+/// is written by one that enters.
+#[test]
+fn one_that_enters_does_not_write_to_a_false_proc() {
+    const NAME: &str = "net.ipv4.ip_forward";
+    for covered in ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net", "/proc"] {
+        let rootfs = Rootfs::new();
+        let trap = rootfs.join("trap");
+        if covered.ends_with("ip_forward") {
+            fs::write(&trap, "untouched").expect("write");
+        } else {
+            fs::create_dir_all(trap.join("ipv4")).expect("mkdir");
+            fs::create_dir_all(trap.join("sys/net/ipv4")).expect("mkdir");
+            fs::write(trap.join("ipv4/ip_forward"), "untouched").expect("write");
+            fs::write(trap.join("sys/net/ipv4/ip_forward"), "untouched").expect("write");
+        }
+        let script =
+            format!("echo ready; cat; busybox cat /real/sys/net/ipv4/ip_forward {covered}");
+        let mut command = container(&rootfs, &script);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .mount(Mount::proc("/real"))
+            .mount(Mount::proc("/proc"))
+            .mount(Mount::bind(&trap, covered));
+        let child = command.spawn().expect("spawn");
+        let mut command = Command::new("/bin/true");
+        command.enter(&child).sysctl(NAME, "1");
+        let written = match command.status() {
+            Ok(status) => status.success(),
+            // No private /proc is to be had where the one that is there is covered in part.
+            Err(Error::Step(error)) => {
+                assert_eq!(error.step(), Step::Sysctl, "{error}");
+                false
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let output = child.wait_with_output().expect("output");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let real = if written { "ready\n1\n" } else { "ready\n0\n" };
+        assert!(text.starts_with(real), "{covered}: {text}");
+        assert!(
+            !covered.ends_with("forward") || text.ends_with("untouched"),
+            "{text}"
+        );
+        for file in [
+            "trap",
+            "trap/ipv4/ip_forward",
+            "trap/sys/net/ipv4/ip_forward",
+        ] {
+            if let Ok(text) = fs::read_to_string(rootfs.join(file)) {
+                assert_eq!(text, "untouched", "{covered}");
+            }
+        }
+    }
+}
+
+const ROLE: &str = "COFFERDAM_ROLE";
+const RESULT: &str = "COFFERDAM_RESULT";
+
+/// CVE-2019-5736: the command of a malicious image is `/proc/self/exe`, so that it gets hold of the
+/// runtime's file, and overwrites it when the runtime has ended.
+#[test]
+fn the_runtime_cannot_be_overwritten() {
+    use std::os::unix::process::CommandExt;
+    match std::env::var(ROLE).as_deref() {
+        Ok(runtime @ ("protected" | "careless")) => {
+            if runtime == "protected" {
+                namespaces::protect_own_executable().expect("protect");
+            }
+            let mut command = container_of_the_host("/proc/self/exe");
+            command
+                .args(["--exact", "the_runtime_cannot_be_overwritten"])
+                .env(ROLE, "image");
+            command.spawn().expect("spawn");
+            // Without a last word of the test's frame.
+            std::process::exit(0);
+        }
+        Ok(_) => {
+            let own = fs::File::open("/proc/self/exe").expect("open");
+            rustix::io::fcntl_setfd(&own, rustix::io::FdFlags::empty()).expect("fcntl");
+            let number = std::os::fd::AsRawFd::as_raw_fd(&own);
+            let script = format!(
+                "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; \
+                 if (echo overwritten > /proc/self/fd/{number}); then echo done > $0; exit; fi; \
+                 done; echo refused > $0"
+            );
+            let result = std::env::var_os(RESULT).expect("where to tell");
+            let mut shell = std::process::Command::new("sh");
+            panic!("{}", shell.args(["-c", &script]).arg(result).exec());
+        }
+        Err(_) => {}
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let runtime = directory.path().join("runtime");
+    let result = directory.path().join("result");
+    // Careless, to see that the attack is one.
+    for (role, expected) in [("protected", "refused\n"), ("careless", "done\n")] {
+        fs::copy("/proc/self/exe", &runtime).expect("copy this program");
+        let before = fs::metadata(&runtime).expect("stat").len();
+        let mut command = Command::new(&runtime);
+        command
+            .args(["--exact", "the_runtime_cannot_be_overwritten"])
+            .env(ROLE, role)
+            .env(RESULT, &result)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        assert!(command.status().expect("run").success(), "{role}");
+        let deadline = Instant::now() + Duration::from_mins(1);
+        let told = loop {
+            match fs::read_to_string(&result) {
+                Ok(text) if text.ends_with('\n') => break text,
+                _ if Instant::now() > deadline => panic!("{role}: nothing is told"),
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        assert_eq!(told, expected, "{role}");
+        let after = fs::metadata(&runtime).expect("stat").len();
+        assert_eq!(after == before, role == "protected", "{role}");
+        fs::remove_file(&result).expect("remove");
+        fs::remove_file(&runtime).expect("remove");
+    }
+}
+
+/// With the host's files, but for `/proc`, so that this program can be the image's.
+fn container_of_the_host(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command
+        .unshare([Namespace::Pid, Namespace::Mount])
+        .user_namespace(UserMapping::CallerAsRoot)
+        .mount(Mount::proc("/proc"));
+    command
+}
+
+/// CVE-2022-29162: what the caller has inheritable must not be for the container's programs.
+#[test]
+#[ignore = "needs root"]
+fn inheritable_capabilities_are_not_handed_on() {
+    const NAME: &str = "inheritable_capabilities_are_not_handed_on";
+    let inheritable = |command: &mut Command| -> String {
+        let text = stdout(command);
+        let line = text.lines().find_map(|line| line.strip_prefix("CapInh:"));
+        line.expect("a line").trim().to_owned()
+    };
+    if std::env::var_os(ROLE).is_some() {
+        let mut command = Command::new("cat");
+        command
+            .arg("/proc/self/status")
+            .capabilities(Capabilities::container_default());
+        println!("\nCapInh: {}", inheritable(&mut command));
+        return;
+    }
+    // This process may not have all.
+    let own = CapabilitySet::from_iter([Capability::SysAdmin]);
+    let own = own.union(Capabilities::container_default().bounding);
+    let mut given = Capabilities::limited_to(own);
+    given.inheritable = CapabilitySet::from_iter([Capability::SysAdmin, Capability::Chown]);
+    let mut command = Command::new("cat");
+    command.arg("/proc/self/status").capabilities(given);
+    assert_ne!(inheritable(&mut command), "0000000000000000");
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args(["--exact", NAME, "--ignored", "--nocapture"])
+        .env(ROLE, "caller")
+        .capabilities(given);
+    assert_eq!(inheritable(&mut command), "0000000000000000");
 }
 
 #[test]

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use namespaces::{Command, Namespace, UserMapping};
 
-/// How many processes are spawned; the variable deepens.
+/// How many processes are spawned: ten thousand, unless the number of cases of a property is given,
+/// to be quick or to go deep.
 fn count() -> usize {
-    std::env::var("COFFERDAM_SPAWNS")
+    std::env::var("PROPTEST_CASES")
         .ok()
-        .and_then(|count| count.parse().ok())
-        .unwrap_or(400)
+        .and_then(|cases| cases.parse::<usize>().ok())
+        .map_or(10_000, |cases| cases * 50)
 }
 
 fn children() -> String {
