@@ -11,6 +11,8 @@ use crate::archive::Archive;
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
+#[cfg(feature = "registry")]
+use crate::registry::{Download, Remote};
 
 /// What holds the blobs of a source.
 #[derive(Debug)]
@@ -24,11 +26,34 @@ pub(crate) enum Blobs {
         archive: Archive,
         names: HashMap<Digest, String>,
     },
+    /// A repository of a registry.
+    #[cfg(feature = "registry")]
+    Registry(Arc<Remote>),
 }
 
 impl Blobs {
     /// Opens the blob of `descriptor`.
     pub(crate) fn open(&self, descriptor: &Descriptor) -> Result<BlobReader> {
+        let hasher = Hasher::new(descriptor.digest.algorithm());
+        self.resume(descriptor, hasher, 0)
+    }
+
+    /// How many blobs are worth opening side by side.
+    pub(crate) fn parallel(&self) -> usize {
+        match self {
+            #[cfg(feature = "registry")]
+            Blobs::Registry(remote) => remote.http.options.parallel,
+            _ => 1,
+        }
+    }
+
+    /// Opens the blob of `descriptor` after its first `offset` bytes, which `hasher` has taken in.
+    pub(crate) fn resume(
+        &self,
+        descriptor: &Descriptor,
+        hasher: Hasher,
+        offset: u64,
+    ) -> Result<BlobReader> {
         let digest = &descriptor.digest;
         let name = format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex());
         let missing = |place: PathBuf| Error::MissingBlob {
@@ -57,8 +82,19 @@ impl Blobs {
                     .member(name)?
                     .ok_or_else(|| missing(archive.path().join(name)))?
             }
+            #[cfg(feature = "registry")]
+            Blobs::Registry(remote) => {
+                let download = remote.open(descriptor, offset)?;
+                return Ok(BlobReader {
+                    input: Input::Registry(Box::new(download)),
+                    digest: digest.clone(),
+                    size: descriptor.size,
+                    hasher: Some(hasher),
+                    read: offset,
+                });
+            }
         };
-        BlobReader::new(section, descriptor)
+        BlobReader::new(section, descriptor, hasher, offset)
     }
 
     /// Reads a whole, verified document of at most `limit` bytes.
@@ -144,22 +180,62 @@ impl Read for Section {
     }
 }
 
-/// The bytes of a blob as they are stored.
+/// The bytes of a blob as they are stored, or as they come from a registry.
 ///
-/// The last read, which would return 0, compares length and digest with the descriptor and fails with an
-/// [`io::Error`] that carries an [`Error`] when they differ: whoever has read to the end without an error has read
-/// the right bytes.
+/// The last bytes are given out only after length and digest of all were compared with the descriptor; when they
+/// differ, the read fails with an [`io::Error`] that carries an [`Error`]: whoever has read everything without an
+/// error has read the right bytes.
 #[derive(Debug)]
 pub struct BlobReader {
-    section: Section,
+    input: Input,
     digest: Digest,
     size: u64,
     hasher: Option<Hasher>,
     read: u64,
 }
 
+#[derive(Debug)]
+enum Input {
+    File(Section),
+    #[cfg(feature = "registry")]
+    Registry(Box<Download>),
+}
+
+impl Input {
+    fn place(&self) -> String {
+        match self {
+            Input::File(section) => section.path.display().to_string(),
+            #[cfg(feature = "registry")]
+            Input::Registry(download) => download.place(),
+        }
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Input::File(section) => section.read(buf).map_err(|source| {
+                if source.kind() == io::ErrorKind::Interrupted {
+                    return source;
+                }
+                Error::Io {
+                    operation: "read",
+                    path: section.path.clone(),
+                    source,
+                }
+                .into_io()
+            }),
+            #[cfg(feature = "registry")]
+            Input::Registry(download) => download.read(buf),
+        }
+    }
+}
+
 impl BlobReader {
-    fn new(section: Section, descriptor: &Descriptor) -> Result<BlobReader> {
+    fn new(
+        mut section: Section,
+        descriptor: &Descriptor,
+        hasher: Hasher,
+        offset: u64,
+    ) -> Result<BlobReader> {
         let found = section.len();
         let digest = descriptor.digest.clone();
         if found < descriptor.size {
@@ -175,12 +251,13 @@ impl BlobReader {
                 expected: descriptor.size,
             });
         }
+        section.position += offset;
         Ok(BlobReader {
-            section,
-            hasher: Some(Hasher::new(digest.algorithm())),
+            input: Input::File(section),
+            hasher: Some(hasher),
             digest,
             size: descriptor.size,
-            read: 0,
+            read: offset,
         })
     }
 
@@ -196,7 +273,7 @@ impl BlobReader {
         // The file may have been cut since it was opened.
         if self.read < self.size {
             return Err(Error::Truncated {
-                what: format!("blob {} ({})", self.digest, self.section.path.display()),
+                what: format!("blob {} ({})", self.digest, self.input.place()),
                 expected: self.size,
                 found: self.read,
             });
@@ -209,6 +286,10 @@ impl BlobReader {
                 found,
             });
         }
+        #[cfg(feature = "registry")]
+        if let Input::Registry(download) = &self.input {
+            download.verified();
+        }
         Ok(())
     }
 }
@@ -218,22 +299,13 @@ impl Read for BlobReader {
         if buf.is_empty() {
             return Ok(0);
         }
-        let n = self.section.read(buf).map_err(|source| {
-            if source.kind() == io::ErrorKind::Interrupted {
-                return source;
-            }
-            Error::Io {
-                operation: "read",
-                path: self.section.path.clone(),
-                source,
-            }
-            .into_io()
-        })?;
+        let n = self.input.read(buf)?;
         self.read += n as u64;
-        match &mut self.hasher {
-            Some(hasher) if n > 0 => hasher.update(&buf[..n]),
-            _ if n == 0 => self.verify().map_err(Error::into_io)?,
-            _ => {}
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buf[..n]);
+        }
+        if n == 0 || self.read == self.size {
+            self.verify().map_err(Error::into_io)?;
         }
         Ok(n)
     }

@@ -12,7 +12,8 @@ use crate::layout_writer::{LayoutWriter, Temporary};
 use crate::reference::Reference;
 
 /// Where an image is copied to. As text it is written as other tools write it: `oci:PATH:NAME`,
-/// `oci-archive:PATH:NAME` or `docker-archive:PATH:REFERENCE`; the names may be left out.
+/// `oci-archive:PATH:NAME` or `docker-archive:PATH:REFERENCE`; the names may be left out. With the feature `registry`,
+/// `docker://REFERENCE`, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Destination {
@@ -37,6 +38,12 @@ pub enum Destination {
         /// The name of the image in it.
         name: Option<Reference>,
     },
+    /// A registry, with the credentials of Docker and Podman; [`Registry::push`](crate::Registry::push) has settings.
+    #[cfg(feature = "registry")]
+    Registry {
+        /// The image's name there.
+        name: Reference,
+    },
 }
 
 impl FromStr for Destination {
@@ -46,8 +53,14 @@ impl FromStr for Destination {
         let bad = || Error::BadValue {
             what: "destination",
             text: excerpt(text),
-            reason: "write it as oci:PATH:NAME, oci-archive:PATH:NAME or docker-archive:PATH:REFERENCE",
+            reason: "write it as oci:PATH:NAME, oci-archive:PATH:NAME, docker-archive:PATH:REFERENCE or docker://REFERENCE",
         };
+        #[cfg(feature = "registry")]
+        if let Some(name) = text.strip_prefix("docker://") {
+            return Ok(Destination::Registry {
+                name: name.parse()?,
+            });
+        }
         let (form, rest) = text.split_once(':').ok_or_else(bad)?;
         let (path, name) = match rest.split_once(':') {
             None => (rest, None),
@@ -91,6 +104,8 @@ pub fn copy(image: &Image, destination: &Destination) -> Result<()> {
             writer.image(image, name.as_slice())?;
             writer.finish()
         }),
+        #[cfg(feature = "registry")]
+        Destination::Registry { name } => crate::Registry::default().push(image, name),
     }
 }
 

@@ -263,6 +263,79 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A registry could not be reached, or the connection broke and trying again did not help.
+    #[error(
+        "cannot {operation} {url}: {source}; check the registry's name, the network and proxy settings"
+    )]
+    Network {
+        /// What was tried.
+        operation: &'static str,
+        /// Where, without the query, which may hold secrets.
+        url: String,
+        /// What the connection said.
+        source: io::Error,
+    },
+    /// A registry refused a request.
+    #[error("cannot {operation} {url}: the registry answered {status}{}{}", said(message), advice(*status))]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// Where, without the query.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the registry said (shortened), or nothing.
+        message: String,
+    },
+    /// A registry wants credentials that it was not given, or refuses those that it was given.
+    #[error(
+        "{registry} refuses {scope:?}: {reason}; log in (`docker login {registry}`) as somebody who may do this"
+    )]
+    Unauthorized {
+        /// The registry.
+        registry: String,
+        /// What was asked for, such as `repository:team/app:pull`.
+        scope: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A registry, or its token service, answered something that its protocol does not allow.
+    #[error(
+        "{url} answered against the protocol: {reason} ({found:?}); this may be no registry, or a hostile one"
+    )]
+    BadResponse {
+        /// Where, without the query.
+        url: String,
+        /// What is wrong.
+        reason: &'static str,
+        /// What was found (shortened).
+        found: String,
+    },
+    /// Data came too slowly for too long.
+    #[error(
+        "{url} stalled: {received} bytes in {} seconds; try again, or allow slower connections (`RegistryOptions::stall`)", within.as_secs_f32()
+    )]
+    Stalled {
+        /// Where, without the query.
+        url: String,
+        /// Bytes in the time below.
+        received: u64,
+        /// The time that was watched.
+        within: std::time::Duration,
+    },
+    /// A file with credentials, or a program that keeps them, does not work.
+    #[error(
+        "cannot get credentials for {registry} from {from}: {reason}; log in again or repair it"
+    )]
+    Credentials {
+        /// The registry.
+        registry: String,
+        /// The file, or the helper program.
+        from: String,
+        /// What is wrong; holds no secrets.
+        reason: String,
+    },
+
     /// An archive's structure is wrong.
     #[error("the tar archive is damaged at byte {offset}: {problem}")]
     Tar {
@@ -472,6 +545,25 @@ fn names(available: &[String]) -> String {
         text.push_str(", …");
     }
     text
+}
+
+fn said(message: &str) -> String {
+    if message.is_empty() {
+        String::new()
+    } else {
+        format!(" ({message})")
+    }
+}
+
+fn advice(status: u16) -> &'static str {
+    match status {
+        400 | 405 | 415 => "; the registry does not support this, or forbids it",
+        403 => "; log in as somebody who may do this",
+        404 => "; check the name",
+        429 => "; wait, or log in for a higher rate limit",
+        500.. => "; try again later",
+        _ => "",
+    }
 }
 
 fn hint(operation: &str, source: &io::Error) -> &'static str {

@@ -117,6 +117,32 @@ impl Image {
         Process::new(&self.config.config, command).map_err(|error| error.in_image(&self.name))
     }
 
+    /// Opens a blob of the image after its first `offset` bytes, which `hasher` has taken in.
+    pub(crate) fn resume(
+        &self,
+        descriptor: &Descriptor,
+        hasher: Hasher,
+        offset: u64,
+    ) -> Result<BlobReader> {
+        self.blobs
+            .resume(descriptor, hasher, offset)
+            .map_err(|error| error.in_image(&self.name))
+    }
+
+    /// How many of its blobs are worth reading side by side.
+    pub(crate) fn parallel(&self) -> usize {
+        self.blobs.parallel()
+    }
+
+    /// The registry and the repository that it comes from.
+    #[cfg(feature = "registry")]
+    pub(crate) fn home(&self) -> Option<(&str, &str)> {
+        match self.blobs.as_ref() {
+            Blobs::Registry(remote) => remote.home(),
+            _ => None,
+        }
+    }
+
     /// Opens a blob of the image, such as a layer as it is stored.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Writing images into an OCI layout directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -12,13 +12,15 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::document::Document;
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{Image, Layer};
+use crate::ingest;
 use crate::layer_writer::{LayerWriter, PackOptions, PackedLayer};
 use crate::layout;
 use crate::limits::Limits;
 use crate::manifest::{Index, Manifest};
 use crate::media_type::MediaType;
 use crate::pack::Entry;
+use crate::parallel::side_by_side;
 use crate::platform::Platform;
 
 /// An image that is being put together: its configuration and its layers.
@@ -129,6 +131,8 @@ impl ImageBuilder {
 pub struct LayoutWriter {
     path: PathBuf,
     index: Index,
+    /// Where blobs are put together that may be broken off; without it they begin anew.
+    ingest: Option<PathBuf>,
 }
 
 impl LayoutWriter {
@@ -147,6 +151,7 @@ impl LayoutWriter {
             return Ok(LayoutWriter {
                 path: path.to_owned(),
                 index: (*index).clone(),
+                ingest: None,
             });
         }
         let version = format!(r#"{{"imageLayoutVersion":"{}"}}"#, layout::VERSION);
@@ -162,9 +167,16 @@ impl LayoutWriter {
                 annotations: BTreeMap::new(),
                 other: serde_json::Map::new(),
             },
+            ingest: None,
         };
         writer.write_index()?;
         Ok(writer)
+    }
+
+    /// Puts blobs together in `directory`, which is on the same file system, and goes on with what is there of them.
+    pub(crate) fn ingest(mut self, directory: PathBuf) -> LayoutWriter {
+        self.ingest = Some(directory);
+        self
     }
 
     /// Writes a layer of `entries`, in their order.
@@ -254,10 +266,15 @@ impl LayoutWriter {
     }
 
     pub(crate) fn copy_blobs(&self, image: &Image) -> Result<()> {
-        for layer in image.layers() {
+        let mut seen = BTreeSet::new();
+        let layers: Vec<Layer<'_>> = image
+            .layers()
+            .filter(|layer| seen.insert(&layer.descriptor().digest))
+            .collect();
+        side_by_side(image.parallel(), &layers, |layer| {
             self.copy_blob(image, layer.descriptor())
-                .map_err(|error| layer.in_context(error))?;
-        }
+                .map_err(|error| layer.in_context(error))
+        })?;
         self.write_blob(image.config())?;
         self.write_blob(image.manifest())
     }
@@ -297,12 +314,13 @@ impl LayoutWriter {
 
     fn copy_blob(&self, image: &Image, descriptor: &Descriptor) -> Result<()> {
         let path = self.blob_path(&descriptor.digest);
-        if fs::metadata(&path)
-            .is_ok_and(|metadata| metadata.is_file() && metadata.len() == descriptor.size)
-        {
+        if ingest::is_present(&path, descriptor) {
             return Ok(());
         }
         let directory = self.make_blob_directory(&descriptor.digest)?;
+        if let Some(ingest) = &self.ingest {
+            return ingest::blob(ingest, image, descriptor, &path);
+        }
         let failed = io_error("write", &path);
         let temporary = Temporary::new(&directory);
         let mut file = File::create_new(&temporary.path).map_err(&failed)?;
@@ -359,7 +377,10 @@ impl LayoutWriter {
     }
 }
 
-fn io_error<'a>(operation: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> Error + 'a {
+pub(crate) fn io_error<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl Fn(std::io::Error) -> Error + 'a {
     move |source| Error::Io {
         operation,
         path: path.to_owned(),
@@ -388,15 +409,20 @@ impl Temporary {
     }
 
     pub(crate) fn rename(self, to: &Path) -> Result<()> {
-        fs::rename(&self.path, to).map_err(io_error("rename a new file to", to))?;
-        let directory = match to.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(io_error("sync", directory))
+        rename_durably(&self.path, to)
     }
+}
+
+/// Renames, so that it is not undone by a loss of power.
+pub(crate) fn rename_durably(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(io_error("rename a new file to", to))?;
+    let directory = match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(io_error("sync", directory))
 }
 
 impl Drop for Temporary {

@@ -19,12 +19,13 @@ use crate::media_type::Role;
 use crate::platform::Platform;
 
 /// How deep indexes may be nested.
-const MAX_INDEX_DEPTH: usize = 4;
+pub(crate) const MAX_INDEX_DEPTH: usize = 4;
 
 /// Opens the image at `path` for the platform of this machine.
 ///
 /// `path` is that of an OCI layout directory, an OCI archive or a `docker save` archive (both possibly compressed), told
-/// apart by content. `path:name` chooses one of several images in it.
+/// apart by content. `path:name` chooses one of several images in it. With the feature `registry`, `docker://REFERENCE`
+/// is an image in a registry, pulled as [`Registry::default`](crate::Registry) does it.
 ///
 /// # Errors
 ///
@@ -33,6 +34,10 @@ const MAX_INDEX_DEPTH: usize = 4;
 pub fn open(path: impl AsRef<Path>) -> Result<Image> {
     let path = path.as_ref();
     let name = path.display().to_string();
+    #[cfg(feature = "registry")]
+    if let Some(reference) = name.strip_prefix("docker://") {
+        return crate::Registry::default().image(&reference.parse()?, &Platform::host());
+    }
     let (place, wanted) = split_name(path);
     let open = || Source::open(&place)?.image(wanted.as_deref(), &Platform::host());
     open().map_err(|error| error.in_image(&name))

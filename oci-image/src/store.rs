@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::blob::Blobs;
 use crate::descriptor::Descriptor;
@@ -14,6 +15,7 @@ use crate::digest::Digest;
 use crate::document::{Document, ManifestOrIndex};
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::ingest;
 use crate::layout;
 use crate::layout_writer::{LayoutWriter, Temporary, replace};
 use crate::limits::Limits;
@@ -34,6 +36,7 @@ use crate::unpack::UnpackOptions;
 /// layers/OPTIONS/CHAIN-ID/         unpacked layers, by how they were unpacked
 /// leases/                          files that living processes hold locked; each keeps an image
 /// pins/                            files that keep an image until they are removed
+/// ingest/                          blobs that have not come as a whole yet; adding again goes on with them
 /// tmp/                             what is being made
 /// lock, lock.index
 /// ```
@@ -46,6 +49,9 @@ pub struct Store {
     path: PathBuf,
     limits: Limits,
 }
+
+/// How long a blob that did not come as a whole is kept to go on with.
+const FORGET: Duration = Duration::from_hours(24);
 
 /// Keeps an image and its unpacked layers from being collected, for as long as it lives; it ends with the process
 /// at the latest.
@@ -129,7 +135,7 @@ impl Store {
             fs::set_permissions(path, fs::Permissions::from_mode(0o700))
                 .map_err(failed("close the store to others", path))?;
         }
-        for part in ["layers", "leases", "pins", "tmp"] {
+        for part in ["ingest", "layers", "leases", "pins", "tmp"] {
             let part = path.join(part);
             private
                 .create(&part)
@@ -173,14 +179,16 @@ impl Store {
     }
 
     /// Adds `image` under `name`, in the place of an image that had the name before. Blobs that are there already
-    /// are not copied, so adding goes on where it was broken off.
+    /// are not copied, and of one that is there in part the rest is, so adding goes on where it was broken off.
     ///
     /// # Errors
     ///
     /// What is wrong with the image, or [`Error::Io`] when writing fails.
     pub fn add(&self, image: &Image, name: &Reference) -> Result<Image> {
         let _adding = self.lock("lock", false)?;
-        LayoutWriter::open(&self.path)?.copy_blobs(image)?;
+        LayoutWriter::open(&self.path)?
+            .ingest(self.path.join("ingest"))
+            .copy_blobs(image)?;
         let _index = self.lock("lock.index", true)?;
         LayoutWriter::open(&self.path)?.add_image_to_index(image, Some(&name.to_string()))?;
         self.by_digest(image.manifest().descriptor(), &name.to_string())
@@ -432,6 +440,7 @@ impl Store {
                 }
             }
         }
+        ingest::forget(&self.path.join("ingest"), FORGET)?;
         let tmp = self.path.join("tmp");
         let directory = open_directory(&tmp)?;
         rootdir::remove_contents(&directory, &|_, _| false)

@@ -40,6 +40,12 @@ const TOOLS: &[Tool] = &[
     Tool::program("skopeo", "skopeo", "copy images in tests"),
     Tool::program("umoci", "umoci", "compare the unpacking of images in tests"),
     Tool::program("buildah", "buildah", "make images in tests"),
+    Tool::program("podman", "podman", "pull and push images in tests"),
+    Tool::program(
+        "docker-registry",
+        "docker-registry",
+        "pull from and push to in tests",
+    ),
     Tool::program("newuidmap", "uidmap", "map ranges of users in tests"),
     Tool::program("debootstrap", "debootstrap", "make a Debian image in tests"),
     Tool::program("dbus-daemon", "dbus", "speak to systemd in tests"),

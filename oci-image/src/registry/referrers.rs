@@ -1,0 +1,201 @@
+//! What refers to a manifest: signatures, bills of materials, attestations.
+//!
+//! A registry of the distribution specification 1.1 keeps track of that. In an older one, a tag made of the digest
+//! leads to an index of them, which clients keep up to date.
+
+use ureq::http::Method;
+
+use super::endpoint::scope;
+use super::http::Request;
+use super::push::Target;
+use super::{Registry, parse, url};
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+use crate::document::{Document, ManifestOrIndex};
+use crate::error::{Error, Result};
+use crate::manifest::Index;
+use crate::media_type::MediaType;
+use crate::reference::Reference;
+
+/// The tag that stands for what refers to `digest`.
+fn fallback_tag(digest: &Digest) -> String {
+    let mut tag = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+    // A tag has up to 128 characters.
+    tag.truncate(128);
+    tag
+}
+
+impl Registry {
+    /// What refers to the manifest `digest` in the repository of `name`, of all types or of one.
+    ///
+    /// # Errors
+    ///
+    /// See [`Registry`].
+    pub fn referrers(
+        &self,
+        name: &Reference,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>> {
+        let list = || {
+            let found = match self.ask_referrers(name, digest, artifact_type)? {
+                Some(found) => found,
+                None => self
+                    .fallback_index(name, digest)?
+                    .map(|index| index.manifests.clone())
+                    .unwrap_or_default(),
+            };
+            Ok(found
+                .into_iter()
+                .filter(|found| {
+                    artifact_type.is_none() || found.artifact_type.as_deref() == artifact_type
+                })
+                .collect())
+        };
+        list().map_err(|error: Error| error.in_image(&name.to_string()))
+    }
+
+    /// Asks the registry itself; nothing when it does not keep track.
+    fn ask_referrers(
+        &self,
+        name: &Reference,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Option<Vec<Descriptor>>> {
+        const OPERATION: &str = "list what refers to an image in";
+        let limits = &self.http.options.limits;
+        let endpoint = self.endpoint(name.registry())?;
+        let mut address = endpoint.url(name.repository(), &format!("referrers/{digest}"));
+        if let Some(artifact_type) = artifact_type {
+            address = url::with_query(&address, "artifactType", artifact_type);
+        }
+        let scopes = [scope(name.repository(), "pull")];
+        let mut all: Vec<Descriptor> = Vec::new();
+        let mut next = Some(address);
+        for _ in 0..super::MAX_PAGES {
+            let Some(address) = next else {
+                return Ok(Some(all));
+            };
+            let request = Request::new(OPERATION, Method::GET, address)
+                .header("accept", MediaType::OCI_INDEX);
+            let page = endpoint.request(&request, &scopes, |mut answer| {
+                match answer.status {
+                    200 => {}
+                    // The specification has 404; others stand for "no such address", too.
+                    400 | 404 | 405 => return Ok(None),
+                    _ => return Err(answer.refused(OPERATION).into()),
+                }
+                let bytes = answer.read(OPERATION, limits.document_bytes)?;
+                let index: Index = parse(&answer.url, &bytes)?;
+                let following = answer
+                    .header("link")
+                    .and_then(url::next_page)
+                    .map(|link| url::join(&request.url, link))
+                    .transpose()?;
+                Ok(Some((index, following)))
+            })?;
+            let Some((index, following)) = page else {
+                return Ok(None);
+            };
+            all.extend(index.manifests);
+            if all.len() as u64 > limits.entries {
+                return Err(Error::Limit {
+                    what: "a list",
+                    found: all.len() as u64,
+                    unit: "entries",
+                    limit: limits.entries,
+                    setting: "entries",
+                });
+            }
+            next = following;
+        }
+        Err(Error::BadResponse {
+            url: url::shown(&next.unwrap_or_default()),
+            reason: "its list has no end",
+            found: format!("{} pages", super::MAX_PAGES),
+        })
+    }
+
+    fn fallback_index(&self, name: &Reference, digest: &Digest) -> Result<Option<Document<Index>>> {
+        let endpoint = self.endpoint(name.registry())?;
+        let tag = fallback_tag(digest);
+        match self.fetch_from(&endpoint, name.repository(), &tag, None, None) {
+            Ok((descriptor, bytes)) => match ManifestOrIndex::parse(descriptor, bytes)? {
+                ManifestOrIndex::Index(index) => Ok(Some(*index)),
+                // Somebody's tag that looks like ours.
+                ManifestOrIndex::Manifest(_) => Ok(None),
+            },
+            Err(Error::NoSuchImage { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds a manifest that was pushed to the index of what refers to its subject, if it has one.
+    pub(super) fn note_referrer(
+        &self,
+        target: &Target<'_>,
+        descriptor: &Descriptor,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let (subject, mut entry) = match ManifestOrIndex::parse(descriptor.clone(), bytes.to_vec())?
+        {
+            ManifestOrIndex::Manifest(manifest) => {
+                let mut entry = descriptor.clone();
+                // By the specification: the manifest's own type, or that of its configuration.
+                entry.artifact_type = manifest
+                    .artifact_type
+                    .clone()
+                    .or_else(|| Some(manifest.config.media_type.as_str().to_owned()));
+                entry.annotations = manifest.annotations.clone();
+                (manifest.subject.clone(), entry)
+            }
+            ManifestOrIndex::Index(index) => {
+                let mut entry = descriptor.clone();
+                entry.artifact_type.clone_from(&index.artifact_type);
+                entry.annotations = index.annotations.clone();
+                (index.subject.clone(), entry)
+            }
+        };
+        let Some(subject) = subject else {
+            return Ok(());
+        };
+        entry.platform = None;
+        let name: Reference = format!(
+            "{}/{}@{}",
+            target.endpoint.registry, target.repository, subject.digest
+        )
+        .parse()?;
+        if self.ask_referrers(&name, &subject.digest, None)?.is_some() {
+            // It keeps track, though it did not say so.
+            return Ok(());
+        }
+        let mut index = match self.fallback_index(&name, &subject.digest)? {
+            Some(index) => (*index).clone(),
+            None => Index {
+                schema_version: 2,
+                media_type: Some(MediaType::new(MediaType::OCI_INDEX)),
+                artifact_type: None,
+                manifests: Vec::new(),
+                subject: None,
+                annotations: std::collections::BTreeMap::new(),
+                other: serde_json::Map::new(),
+            },
+        };
+        if index
+            .manifests
+            .iter()
+            .any(|known| known.digest == entry.digest)
+        {
+            return Ok(());
+        }
+        index.manifests.push(entry);
+        let document = Document::new(MediaType::OCI_INDEX, index)?;
+        target
+            .document(
+                &fallback_tag(&subject.digest),
+                document.descriptor(),
+                document.bytes(),
+            )
+            .map(drop)
+    }
+}
