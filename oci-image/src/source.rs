@@ -25,7 +25,7 @@ pub(crate) const MAX_INDEX_DEPTH: usize = 4;
 ///
 /// `path` is that of an OCI layout directory, an OCI archive or a `docker save` archive (both possibly compressed), told
 /// apart by content. `path:name` chooses one of several images in it. With the feature `registry`, `docker://REFERENCE`
-/// is an image in a registry, pulled as [`Registry::default`](crate::Registry) does it.
+/// is an image in a registry, pulled as `Registry::default` does it.
 ///
 /// # Errors
 ///
