@@ -257,6 +257,7 @@ mod tests {
     use crate::cpu::{CpuQuota, Weight};
     use crate::fault;
     use crate::hierarchy::Hierarchy;
+    use crate::max::Max;
     use crate::set::IdSet;
 
     /// The content of every file that can be written and read, except counters.
@@ -278,6 +279,62 @@ mod tests {
         all
     }
 
+    /// Two sets of limits in which everything differs, and a third one that takes all away.
+    fn sets() -> [Limits; 3] {
+        let mut first = Limits::new()
+            .cpu_weight(Weight::new(77).expect("in range"))
+            .cpu_max(CpuQuota::from_micros(20_000, 50_000).expect("in range"))
+            .cpu_max_burst(1_000_u64)
+            .cpuset_cpus(IdSet::from(0))
+            .cpuset_mems(IdSet::from(0))
+            .memory_low(Bytes::mib(1))
+            .memory_high(Bytes::mib(40))
+            .memory_max(Bytes::mib(48))
+            .memory_swap_max(Bytes::mib(3))
+            .memory_oom_group(true)
+            .pids_max(9);
+        first.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Bytes::mib(6).into())]));
+        let mut second = Limits::new()
+            .cpu_weight(Weight::MAX)
+            .cpu_max(CpuQuota::from_micros(300_000, 400_000).expect("in range"))
+            .cpu_max_burst(200_000_u64)
+            .memory_low(Bytes::mib(2))
+            .memory_high(Bytes::mib(30))
+            .memory_max(Bytes::mib(32))
+            .memory_swap_max(Bytes::mib(64))
+            .memory_oom_group(false)
+            .pids_max(4);
+        second.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Bytes::mib(2).into())]));
+        let mut none = Limits::new()
+            .cpu_max(Max::Unlimited)
+            .cpu_max_burst(0_u64)
+            .memory_low(Bytes::ZERO)
+            .memory_high(Max::Unlimited)
+            .memory_max(Max::Unlimited)
+            .memory_swap_max(Max::Unlimited)
+            .pids_max(Max::Unlimited);
+        none.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Max::Unlimited)]));
+        [first, second, none]
+    }
+
+    /// Applies `limits` with a fault at each write in turn; how many there were.
+    fn fail_each_write(group: &Cgroup, parent: &Cgroup, limits: &Limits) -> usize {
+        let before = (content(group), content(parent));
+        for faults in 0.. {
+            fault::after(faults);
+            let result = group.apply(limits);
+            if fault::disarm() {
+                result.expect("no write failed");
+                return faults;
+            }
+            let error = result.expect_err("a write failed");
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+            let now = (content(group), content(parent));
+            assert_eq!(now, before, "fault {faults}");
+        }
+        unreachable!("the range has no end")
+    }
+
     #[test]
     #[ignore = "needs root"]
     fn a_fault_at_any_write_leaves_the_group_as_it_was() {
@@ -285,43 +342,72 @@ mod tests {
         let name = format!("cofferdam-fault-{}", std::process::id());
         let parent = hierarchy.create(&name).expect("created").guard();
         let group = parent.create("group").expect("created");
-        let mut limits = Limits::new()
-            .cpu_weight(Weight::new(77).expect("in range"))
-            .cpu_max(CpuQuota::from_micros(20_000, 50_000).expect("in range"))
-            .cpu_max_burst(1_000_u64)
-            .cpuset_cpus(IdSet::from(0))
-            .cpuset_mems(IdSet::from(0))
-            .memory_max(Bytes::mib(48))
-            .memory_swap_max(Bytes::mib(3))
-            .memory_oom_group(true)
-            .pids_max(9);
-        limits.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Bytes::mib(6).into())]));
-        // What this machine lacks is refused before the first write; that is not the point here.
-        while let Err(Error::Unsupported { knob, .. }) = group.apply(&limits) {
-            limits.unset(knob);
+        let mut sets = sets();
+        for limits in &mut sets {
+            // What this machine lacks is refused before the first write; not the point here.
+            while let Err(Error::Unsupported { knob, .. }) = group.apply(limits) {
+                limits.unset(knob);
+            }
         }
         group.remove().expect("removed");
 
+        // From nothing, from each to another, and back to nothing.
         let group = parent.create("group").expect("created anew");
-        let before = (content(&group), content(&parent));
-        let mut faults = 0;
-        loop {
+        let [first, second, none] = &sets;
+        for limits in [first, second, first, none, second, none] {
+            let writes = fail_each_write(&group, &parent, limits);
+            assert!(writes >= 4, "only {writes} writes");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_fault_while_creating_leaves_no_group() {
+        let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+        let name = format!("cofferdam-fault-create-{}", std::process::id());
+        let parent = hierarchy.create(&name).expect("created").guard();
+        for faults in 0.. {
             fault::after(faults);
-            let result = group.apply(&limits);
+            let result = parent.create("a/b");
+            if fault::disarm() {
+                // v2 alone has nothing to write.
+                result.expect("no write failed").remove().expect("removed");
+                break;
+            }
+            result.expect_err("a write failed");
+            assert!(
+                parent.children().expect("listed").is_empty(),
+                "fault {faults}"
+            );
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_fault_while_attaching_leaves_the_process_where_it_was() {
+        let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+        let name = format!("cofferdam-fault-attach-{}", std::process::id());
+        let group = hierarchy.create(&name).expect("created").guard();
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .expect("started");
+        let place =
+            || std::fs::read_to_string(format!("/proc/{}/cgroup", child.id())).expect("it runs");
+        let before = place();
+        for faults in 0.. {
+            fault::after(faults);
+            let result = group.attach(child.id());
             if fault::disarm() {
                 result.expect("no write failed");
                 break;
             }
-            let error = result.expect_err("a write failed");
-            assert!(matches!(error, Error::Io { .. }), "{error}");
-            assert_eq!(
-                (content(&group), content(&parent)),
-                before,
-                "fault {faults}"
-            );
-            faults += 1;
+            result.expect_err("a write failed");
+            assert_eq!(place(), before, "fault {faults}");
         }
-        assert!(faults >= 6, "only {faults} writes");
-        assert_ne!(content(&group), before.0);
+        assert_ne!(place(), before);
+        child.kill().expect("killed");
+        child.wait().expect("waited");
+        group.close().expect("removed");
     }
 }

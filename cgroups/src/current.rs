@@ -69,6 +69,35 @@ impl Cgroup {
         }
         Ok(limits)
     }
+
+    /// The processors that the group really has: its own set as far as its ancestors, and
+    /// processors that go offline, leave it. Nothing where the cpuset controller is not enabled.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroup::limits`].
+    #[doc(alias = "cpuset.cpus.effective")]
+    pub fn effective_cpus(&self) -> Result<Option<IdSet>> {
+        self.effective("cpuset.cpus.effective", "cpuset.effective_cpus")
+    }
+
+    /// The memory nodes that the group really has, as [`Cgroup::effective_cpus`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroup::limits`].
+    #[doc(alias = "cpuset.mems.effective")]
+    pub fn effective_mems(&self) -> Result<Option<IdSet>> {
+        self.effective("cpuset.mems.effective", "cpuset.effective_mems")
+    }
+
+    fn effective(&self, v2: &str, v1: &str) -> Result<Option<IdSet>> {
+        match self.dir_of(Knob::CpusetCpus.controller()) {
+            Ok((Version::V2, dir)) => value(dir, v2),
+            Ok((Version::V1, dir)) => value(dir, v1),
+            Err(_) => Ok(None),
+        }
+    }
 }
 
 /// Reads a file that holds one value; nothing where the file is missing.
@@ -146,7 +175,7 @@ fn memory(version: Version, dir: &Dir, limits: &mut Limits) -> Result<()> {
 }
 
 /// Reads a file of lines that begin with a key; nothing where the file is missing.
-fn keyed<K, V>(dir: &Dir, file: &str) -> Result<Option<BTreeMap<K, V>>>
+pub(crate) fn keyed<K, V>(dir: &Dir, file: &str) -> Result<Option<BTreeMap<K, V>>>
 where
     K: FromStr + Ord,
     V: FromStr,

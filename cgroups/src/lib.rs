@@ -76,7 +76,7 @@ pub use pressure::{Pressure, PressureTrigger, Resource, Stall, Threshold};
 pub use procfs::{Membership, Memberships, MountEntry, MountTable, Version};
 pub use set::IdSet;
 pub use stats::{CpuStats, MemoryEvents, MemoryStats, PidsStats};
-pub use stats_io::{HugetlbStats, IoDeviceStats, IoStats};
+pub use stats_io::{HugetlbStats, IoDeviceStats, IoStats, RdmaStats};
 #[cfg(feature = "systemd")]
 pub use systemd::Systemd;
 #[cfg(feature = "systemd")]

@@ -1,21 +1,23 @@
 //! What a group has read and written, and what it holds of other resources.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use crate::bytes::Bytes;
 use crate::controller::Controller;
 use crate::counters::Counters;
-use crate::current::{huge_page_sizes, value};
+use crate::current::{huge_page_sizes, keyed, value};
 use crate::device::DeviceNumber;
 use crate::dir::Dir;
 use crate::error::{ParseError, Result};
 use crate::group::Cgroup;
+use crate::io::RdmaMax;
 use crate::plan_memory::huge_page_name;
 use crate::procfs::Version;
 
 /// What has been done to one block device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct IoDeviceStats {
     /// Bytes read.
@@ -30,6 +32,9 @@ pub struct IoDeviceStats {
     pub discarded_bytes: Bytes,
     /// Discard operations.
     pub discards: u64,
+    /// What else the kernel says, in its words and order, such as `cost.usage` of the policy
+    /// iocost. v2.
+    pub other: Vec<(String, String)>,
 }
 
 /// What has been done to each block device: the content of v2's `io.stat`.
@@ -52,23 +57,70 @@ impl FromStr for IoStats {
             let mut stats = IoDeviceStats::default();
             for word in words {
                 let (key, value) = word.split_once('=').ok_or_else(fail)?;
-                // A policy such as iocost adds fractions and words of its own.
-                let Ok(number) = value.parse::<u64>() else {
-                    continue;
-                };
-                match key {
-                    "rbytes" => stats.read_bytes = Bytes::new(number),
-                    "wbytes" => stats.written_bytes = Bytes::new(number),
-                    "rios" => stats.reads = number,
-                    "wios" => stats.writes = number,
-                    "dbytes" => stats.discarded_bytes = Bytes::new(number),
-                    "dios" => stats.discards = number,
-                    _ => {}
+                match (key, value.parse::<u64>()) {
+                    ("rbytes", Ok(number)) => stats.read_bytes = Bytes::new(number),
+                    ("wbytes", Ok(number)) => stats.written_bytes = Bytes::new(number),
+                    ("rios", Ok(number)) => stats.reads = number,
+                    ("wios", Ok(number)) => stats.writes = number,
+                    ("dbytes", Ok(number)) => stats.discarded_bytes = Bytes::new(number),
+                    ("dios", Ok(number)) => stats.discards = number,
+                    // A policy such as iocost adds fractions and words of its own.
+                    _ => stats.other.push((key.to_owned(), value.to_owned())),
                 }
             }
             devices.insert(device, stats);
         }
         Ok(Self { devices })
+    }
+}
+
+impl fmt::Display for IoStats {
+    /// As `io.stat` has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (device, stats) in &self.devices {
+            write!(
+                f,
+                "{device} rbytes={} wbytes={} rios={} wios={} dbytes={} dios={}",
+                stats.read_bytes.get(),
+                stats.written_bytes.get(),
+                stats.reads,
+                stats.writes,
+                stats.discarded_bytes.get(),
+                stats.discards
+            )?;
+            for (key, value) in &stats.other {
+                write!(f, " {key}={value}")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a group holds of one RDMA device.
+#[doc(alias = "rdma.current")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RdmaStats {
+    /// Handles of the device.
+    #[doc(alias = "hca_handle")]
+    pub handles: u32,
+    /// Objects of the device.
+    #[doc(alias = "hca_object")]
+    pub objects: u32,
+}
+
+impl FromStr for RdmaStats {
+    type Err = ParseError;
+
+    /// Reads a line of `rdma.current` without its device, which is in the form of `rdma.max`.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let fail = || ParseError::new("numbers such as hca_handle=2 hca_object=1", text);
+        let RdmaMax { handles, objects } = text.parse()?;
+        Ok(Self {
+            handles: handles.limit().ok_or_else(fail)?,
+            objects: objects.limit().ok_or_else(fail)?,
+        })
     }
 }
 
@@ -153,6 +205,62 @@ impl Cgroup {
     pub fn misc_stats(&self) -> Result<Option<Counters>> {
         match self.stat_dir(Controller::Misc) {
             Some((_, dir)) => counters(dir, "misc.current"),
+            None => Ok(None),
+        }
+    }
+
+    /// How often the limit of a scalar resource was reached, as `<name>.max`. v2, Linux 5.15.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroup::io_stats`].
+    #[doc(alias = "misc.events")]
+    pub fn misc_events(&self) -> Result<Option<Counters>> {
+        match self.stat_dir(Controller::Misc) {
+            Some((_, dir)) => counters(dir, "misc.events"),
+            None => Ok(None),
+        }
+    }
+
+    /// RDMA devices by name; nothing where the rdma controller is not enabled. Devices of which
+    /// the group holds nothing may be missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroup::io_stats`].
+    #[doc(alias = "rdma.current")]
+    pub fn rdma_stats(&self) -> Result<Option<BTreeMap<String, RdmaStats>>> {
+        match self.stat_dir(Controller::Rdma) {
+            Some((_, dir)) => keyed(dir, "rdma.current"),
+            None => Ok(None),
+        }
+    }
+
+    /// Every counter of `cpu.stat`, in the kernel's words, which differ between v1 and v2.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroup::io_stats`].
+    #[doc(alias = "cpu.stat")]
+    pub fn cpu_counters(&self) -> Result<Option<Counters>> {
+        // v2 accounts for it without the controller, too.
+        let v1 = self.stat_dir(Controller::Cpu).map(|(_, dir)| dir);
+        match v1.or_else(|| self.unified()) {
+            Some(dir) => counters(dir, "cpu.stat"),
+            None => Ok(None),
+        }
+    }
+
+    /// Every counter of `memory.events`; on v1 of `memory.oom_control`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroup::io_stats`].
+    #[doc(alias = "memory.events")]
+    pub fn memory_event_counters(&self) -> Result<Option<Counters>> {
+        match self.stat_dir(Controller::Memory) {
+            Some((Version::V2, dir)) => counters(dir, "memory.events"),
+            Some((Version::V1, dir)) => counters(dir, "memory.oom_control"),
             None => Ok(None),
         }
     }

@@ -148,5 +148,21 @@ fn statistics_of_every_controller_are_readable() {
         groups.get("nr_descendants").is_none_or(|count| count == 1),
         "{groups}"
     );
+    // Not every kernel has these controllers, and hardly a machine the devices.
     scratch.misc_stats().expect("readable");
+    scratch.misc_events().expect("readable");
+    if scratch.enable(Controller::Rdma).is_ok() {
+        let rdma = scratch.rdma_stats().expect("readable");
+        assert!(rdma.is_some());
+    }
+    let events = scratch.memory_event_counters().expect("readable");
+    assert_eq!(events.and_then(|events| events.get("oom_kill")), Some(0));
+    assert!(scratch.cpu_counters().expect("readable").is_some());
+    assert!(scratch.directory_of(Controller::PerfEvent).is_some());
+    if scratch.enable(Controller::Cpuset).is_ok() {
+        let cpus = scratch.effective_cpus().expect("readable");
+        assert!(cpus.is_some_and(|cpus| !cpus.is_empty()));
+        let mems = scratch.effective_mems().expect("readable");
+        assert!(mems.is_some_and(|mems| mems.contains(0)));
+    }
 }

@@ -3,6 +3,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use cgroups::{Controller, Error, Hierarchy, Layout, Version};
 use support::{Scratch, unique};
@@ -197,6 +198,81 @@ fn racing_on_one_name_has_one_winner_and_leaves_nothing() {
         .expect("made by the first")
         .remove()
         .expect("removed");
+}
+
+/// One of two processes that make, use and take away the same group without knowing of each
+/// other. Whatever happens to one because of the other has an error of its own.
+#[test]
+#[ignore = "needs root"]
+fn two_processes_race_on_one_group() {
+    const ROUNDS: usize = 60;
+    const NAME: &str = "COFFERDAM_TEST_RACE";
+    let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+    if let Some(name) = std::env::var_os(NAME) {
+        let mut through = 0;
+        for _ in 0..ROUNDS {
+            match live(&hierarchy, Path::new(&name)) {
+                Ok(()) => through += 1,
+                Err(
+                    Error::AlreadyExists { .. }
+                    | Error::NotFound { .. }
+                    | Error::Vanished { .. }
+                    | Error::Busy { .. }
+                    // On several hierarchies the other one may be half through.
+                    | Error::ControllerUnavailable { .. },
+                ) => {}
+                // The program that starts inside says it by its own error.
+                Err(Error::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound
+                        || source.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        assert!(through > 0, "never alone in {ROUNDS} rounds");
+        return;
+    }
+    let parent = Scratch::new();
+    let name = parent.path().join("contested");
+    let racers: Vec<_> = (0..2)
+        .map(|_| {
+            Command::new(std::env::current_exe().expect("this program"))
+                .args([
+                    "--exact",
+                    "two_processes_race_on_one_group",
+                    "--include-ignored",
+                ])
+                .env(NAME, &name)
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("started")
+        })
+        .collect();
+    for racer in racers {
+        let output = racer.wait_with_output().expect("waited");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+    }
+    if let Ok(left) = parent.open("contested") {
+        left.kill().expect("killed");
+        left.remove().expect("removed");
+    }
+    assert_eq!(parent.children().expect("readable"), [] as [PathBuf; 0]);
+}
+
+fn live(hierarchy: &Hierarchy, name: &Path) -> Result<(), Error> {
+    let group = hierarchy.root()?.open_or_create(name)?;
+    group.apply(&cgroups::Limits::new().pids_max(50))?;
+    let mut command = Command::new("sleep");
+    command.arg("100").stdin(Stdio::null());
+    let mut child = group.spawn(command)?;
+    let ended = group.kill().and_then(|()| group.remove());
+    // If the other one has removed the group from under us, nobody has killed it.
+    let _ = child.kill();
+    child.wait().expect("waited");
+    ended
 }
 
 #[test]

@@ -146,3 +146,38 @@ fn with_network_classes_on_v1() {
     let now = scratch.limits().expect("readable");
     assert_eq!(now.net_cls_classid, Some(0x0010_0002));
 }
+
+#[test]
+#[ignore = "needs root"]
+fn mounted_read_only() {
+    if !is_inside() {
+        let scratch = Scratch::new();
+        let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+        let points = Controller::ALL
+            .iter()
+            .filter_map(|&controller| hierarchy.mount_point_of(controller))
+            .chain(hierarchy.unified_mount_point());
+        let remount = points.map(|point| format!("mount -o remount,bind,ro {}", point.display()));
+        let prepare = remount.collect::<Vec<_>>().join(" && ");
+        return again(Some(&scratch), "mounted_read_only", &[], &prepare);
+    }
+    let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+    // What can be read is read.
+    let own = hierarchy.own().expect("found");
+    assert!(
+        own.processes()
+            .expect("readable")
+            .contains(&std::process::id())
+    );
+    let refused = [
+        hierarchy.create(unique()).map(drop),
+        own.create("child").map(drop),
+        own.freeze(),
+        own.attach_self(),
+    ];
+    for result in refused {
+        let error = result.expect_err("everything is read-only");
+        assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
+        assert!(error.to_string().contains("read-write"), "{error}");
+    }
+}

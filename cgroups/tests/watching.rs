@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use cgroups::{
-    Bytes, Controller, CpuQuota, Error, Knob, Limits, Pressure, Resource, Threshold, Version,
+    Bytes, Controller, CpuQuota, Error, Knob, Limits, Max, Pressure, Resource, Threshold, Version,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::{Running, Scratch};
@@ -62,6 +62,29 @@ fn being_slowed_down_wakes_where_v2_has_it() {
             assert!(events.high >= Some(1), "{events:?}");
         }
         Err(Error::Unsupported { knob, .. }) => assert_eq!(knob, Knob::MemoryHigh),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn breaching_max_and_low_wakes_where_v2_has_it() {
+    let parent = Scratch::new();
+    little_memory(&parent);
+    let child = Scratch::within(&parent, "protected");
+    match child.apply(&Limits::new().memory_low(Max::Unlimited)) {
+        Ok(()) => {
+            // All there is to reclaim in the parent is protected, and has to be used up even so.
+            let mut at_limit = parent.watch_memory().expect("watched");
+            let mut protected = child.watch_memory().expect("watched");
+            let _eater = Running::in_group(&child, "exec tail /dev/zero");
+            let events = at_limit.wait(SOON).expect("waited").expect("in time");
+            assert!(events.max >= Some(1) || events.low >= Some(1), "{events:?}");
+            let events = protected.wait(SOON).expect("waited").expect("in time");
+            assert!(events.low >= Some(1), "{events:?}");
+            assert!(parent.watch_memory().expect("watched").last().max >= Some(1));
+        }
+        Err(Error::Unsupported { knob, .. }) => assert_eq!(knob, Knob::MemoryLow),
         Err(error) => panic!("{error}"),
     }
 }

@@ -16,5 +16,6 @@ fuzz_target!(|text: &str| {
     }
     if let Ok(stats) = text.parse::<IoStats>() {
         assert!(stats.devices.len() <= text.lines().count());
+        assert_eq!(stats.to_string().parse::<IoStats>(), Ok(stats));
     }
 });

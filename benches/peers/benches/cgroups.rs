@@ -1,0 +1,236 @@
+//! Control groups, beside libcgroups (of youki) and cgroups-rs (of kata-containers).
+//!
+//! Needs root, because it makes groups. Each library works in the way that it is meant to, on the
+//! layout that it finds; the work is the same. Where one does less than the others, it says so.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use cgroups::{Bytes, Cgroup, Controller, CpuQuota, Hierarchy, Limits, Resource};
+use cgroups_rs::fs::cgroup_builder::CgroupBuilder;
+use cgroups_rs::fs::{self as peer, MaxValue, hierarchies};
+use criterion::{Criterion, criterion_group, criterion_main};
+use libcgroups::common::{
+    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+};
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+};
+
+fn limits() -> Limits {
+    Limits::new()
+        .memory_max(Bytes::mib(64))
+        .pids_max(100)
+        .cpu_max(CpuQuota::cpus(0.5).expect("in range"))
+}
+
+fn oci_limits() -> LinuxResources {
+    let memory = LinuxMemoryBuilder::default().limit(64_i64 << 20).build();
+    let cpu = LinuxCpuBuilder::default().quota(50_000).period(100_000_u64).build();
+    LinuxResourcesBuilder::default()
+        .memory(memory.expect("complete"))
+        .pids(LinuxPidsBuilder::default().limit(100).build().expect("complete"))
+        .cpu(cpu.expect("complete"))
+        .build()
+        .expect("complete")
+}
+
+fn libcgroups(path: &Path) -> AnyCgroupManager {
+    create_cgroup_manager(CgroupConfig {
+        cgroup_path: Path::new("/").join(path),
+        systemd_cgroup: false,
+        container_name: String::new(),
+    })
+    .expect("a manager")
+}
+
+/// A group for a bench, with the controllers that the benches use passed on to what is below.
+fn parent(name: &str) -> cgroups::Guard {
+    let name = format!("bench-{name}-{}", std::process::id());
+    let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+    let parent = hierarchy.create(name).expect("created").guard();
+    let child = parent.create("enable").expect("created");
+    for controller in [
+        Controller::Memory,
+        Controller::Pids,
+        Controller::Cpu,
+        Controller::Cpuset,
+        Controller::Io,
+        Controller::Hugetlb,
+    ] {
+        child.enable(controller).expect("enabled");
+    }
+    child.remove().expect("removed");
+    parent
+}
+
+fn whole_life(c: &mut Criterion) {
+    let parent = parent("life");
+    let mut group = c.benchmark_group("cgroups/create, limit, remove");
+
+    let wanted = limits();
+    group.bench_function("cofferdam", |b| {
+        b.iter(|| {
+            let child = parent.create("child").expect("created");
+            child.apply(&wanted).expect("applied");
+            child.remove().expect("removed");
+        });
+    });
+
+    // It makes directories only together with a process to put there, and would kill that process
+    // when it removes them. So they are made by hand, which is less work than it would do.
+    let directories: Vec<PathBuf> = parent.directories().map(|d| d.join("libcgroups")).collect();
+    let path = parent.path().join("libcgroups");
+    let resources = oci_limits();
+    group.bench_function("libcgroups", |b| {
+        b.iter(|| {
+            let manager = libcgroups(&path);
+            for directory in &directories {
+                fs::create_dir(directory).expect("created");
+            }
+            manager
+                .apply(&ControllerOpt {
+                    resources: &resources,
+                    disable_oom_killer: false,
+                    oom_score_adj: None,
+                    freezer_state: None,
+                })
+                .expect("applied");
+            manager.remove().expect("removed");
+            // On a hybrid layout it does not know the hierarchy of v2.
+            for directory in &directories {
+                let _ = fs::remove_dir(directory);
+            }
+        });
+    });
+
+    let path = parent.path().join("cgroups-rs");
+    let path = path.to_str().expect("text");
+    group.bench_function("cgroups-rs", |b| {
+        b.iter(|| {
+            let child = CgroupBuilder::new(path)
+                .memory()
+                .memory_hard_limit(64 << 20)
+                .done()
+                .pid()
+                .maximum_number_of_processes(MaxValue::Value(100))
+                .done()
+                .cpu()
+                .quota(50_000)
+                .period(100_000)
+                .done()
+                .build(hierarchies::auto())
+                .expect("built");
+            child.delete().expect("deleted");
+        });
+    });
+    group.finish();
+    parent.close().expect("removed");
+}
+
+fn statistics(c: &mut Criterion) {
+    let parent = parent("stats");
+    let child = parent.create("child").expect("created");
+    child.apply(&limits()).expect("applied");
+    let mut sleeper = Command::new("sleep");
+    sleeper.arg("1000").stdin(Stdio::null());
+    let crowd = Crowd {
+        group: &child,
+        children: vec![child.spawn(sleeper).expect("started")],
+    };
+    let mut group = c.benchmark_group("cgroups/read all statistics");
+    group.bench_function("cofferdam", |b| {
+        b.iter(|| {
+            (
+                child.cpu_stats().expect("read"),
+                child.memory_stats().expect("read"),
+                child.memory_counters().expect("read"),
+                child.pids_stats().expect("read"),
+                child.io_stats().expect("read"),
+                child.hugetlb_stats().expect("read"),
+                [Resource::Cpu, Resource::Memory, Resource::Io]
+                    .map(|resource| child.pressure(resource).expect("read")),
+            )
+        });
+    });
+    let manager = libcgroups(child.path());
+    group.bench_function("libcgroups", |b| {
+        b.iter(|| manager.stats().expect("read"));
+    });
+    let loaded = peer::Cgroup::load(hierarchies::auto(), child.path());
+    // No pressure, and of huge pages nothing but what is in use.
+    group.bench_function("cgroups-rs", |b| {
+        b.iter(|| {
+            let cpu = loaded.controller_of::<peer::cpu::CpuController>();
+            let cpuacct = loaded.controller_of::<peer::cpuacct::CpuAcctController>();
+            let memory = loaded.controller_of::<peer::memory::MemController>();
+            let pids = loaded.controller_of::<peer::pid::PidController>();
+            let io = loaded.controller_of::<peer::blkio::BlkIoController>();
+            let huge = loaded.controller_of::<peer::hugetlb::HugeTlbController>();
+            (
+                cpu.map(|c| c.cpu()),
+                cpuacct.map(|c| c.cpuacct()),
+                memory.map(|c| (c.memory_stat(), c.memswap())),
+                pids.map(|c| (c.get_pid_current(), c.get_pid_events())),
+                io.map(|c| c.blkio()),
+                huge.map(|c| {
+                    let sizes = c.get_sizes();
+                    let used = sizes.iter().map(|size| c.usage_in_bytes(size).ok());
+                    used.collect::<Vec<_>>()
+                }),
+            )
+        });
+    });
+    group.finish();
+    drop(crowd);
+    parent.close().expect("removed");
+}
+
+/// Sleepers in a group; ended and reaped with it.
+struct Crowd<'a> {
+    group: &'a Cgroup,
+    children: Vec<Child>,
+}
+
+impl Drop for Crowd<'_> {
+    fn drop(&mut self) {
+        // A bench that ends early still ends them.
+        let _ = self.group.kill();
+        for child in &mut self.children {
+            let _ = child.wait();
+        }
+    }
+}
+
+fn processes(c: &mut Criterion) {
+    let parent = parent("crowd");
+    let child = parent.create("child").expect("created");
+    let children = (0..1_000).map(|_| {
+        let mut command = Command::new("sleep");
+        command.arg("1000").stdin(Stdio::null());
+        child.spawn(command).expect("started")
+    });
+    let crowd = Crowd {
+        group: &child,
+        children: children.collect(),
+    };
+    let mut group = c.benchmark_group("cgroups/list 1000 processes");
+    group.bench_function("cofferdam", |b| {
+        b.iter(|| child.processes().expect("read"));
+    });
+    let manager = libcgroups(child.path());
+    group.bench_function("libcgroups", |b| {
+        b.iter(|| manager.get_all_pids().expect("read"));
+    });
+    let loaded = peer::Cgroup::load(hierarchies::auto(), child.path());
+    group.bench_function("cgroups-rs", |b| {
+        b.iter(|| loaded.procs());
+    });
+    group.finish();
+    drop(crowd);
+    parent.close().expect("removed");
+}
+
+criterion_group!(benches, whole_life, statistics, processes);
+criterion_main!(benches);

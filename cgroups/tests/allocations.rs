@@ -1,0 +1,65 @@
+//! Reading costs no allocation for each line.
+
+mod support;
+
+use std::alloc::System;
+use std::fmt::Write as _;
+use std::process::{Command, Stdio};
+
+use cgroups::{Counters, IoStats};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use support::{Running, Scratch};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// How often memory is asked for, growing included. The other threads of a test program are
+/// counted too, so the least of several tries is what the work itself takes.
+fn allocations<T>(mut work: impl FnMut() -> T) -> usize {
+    let tries = (0..20).map(|_| {
+        let region = Region::new(ALLOCATOR);
+        let result = work();
+        let change = region.change();
+        drop(result);
+        change.allocations + change.reallocations
+    });
+    tries.min().unwrap_or_default()
+}
+
+#[test]
+fn counters_are_one_allocation_however_many_lines() {
+    let mut text = String::new();
+    for line in 0..1_000 {
+        writeln!(text, "counter_{line} {line}").expect("written");
+    }
+    assert_eq!(allocations(|| text.parse::<Counters>()), 1);
+    let counters: Counters = text.parse().expect("valid");
+    assert_eq!(allocations(|| counters.get("counter_999")), 0);
+}
+
+#[test]
+fn devices_are_as_many_allocations_as_a_map_of_them() {
+    let mut text = String::new();
+    for minor in 0..1_000 {
+        writeln!(text, "8:{minor} rbytes=1 wbytes=2 rios=3 wios=4").expect("written");
+    }
+    let used = allocations(|| text.parse::<IoStats>());
+    assert!(used < 1_000 / 4, "{used} allocations for 1000 devices");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_list_of_processes_is_a_handful_of_allocations() {
+    let scratch = Scratch::new();
+    let children: Vec<_> = (0..200)
+        .map(|_| {
+            let mut command = Command::new("sleep");
+            command.arg("100").stdin(Stdio::null());
+            Running(scratch.spawn(command).expect("started"))
+        })
+        .collect();
+    let used = allocations(|| scratch.processes().expect("readable"));
+    assert!(used <= 8, "{used} allocations for 200 processes");
+    scratch.kill().expect("killed");
+    drop(children);
+}
