@@ -4,7 +4,6 @@ mod support;
 
 use std::alloc::System;
 use std::fmt::Write as _;
-use std::process::{Command, Stdio};
 
 use cgroups::{Counters, IoStats};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -51,15 +50,9 @@ fn devices_are_as_many_allocations_as_a_map_of_them() {
 #[ignore = "needs root"]
 fn a_list_of_processes_is_a_handful_of_allocations() {
     let scratch = Scratch::new();
-    let children: Vec<_> = (0..200)
-        .map(|_| {
-            let mut command = Command::new("sleep");
-            command.arg("100").stdin(Stdio::null());
-            Running(scratch.spawn(command).expect("started"))
-        })
-        .collect();
+    let crowd = Running::crowd(&scratch, 200);
     let used = allocations(|| scratch.processes().expect("readable"));
     assert!(used <= 8, "{used} allocations for 200 processes");
     scratch.kill().expect("killed");
-    drop(children);
+    drop(crowd);
 }

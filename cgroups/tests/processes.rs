@@ -4,7 +4,6 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cgroups::{Controller, Error, Hierarchy, Version};
@@ -219,26 +218,23 @@ fn every_hierarchy_alone_can_kill_and_wait() {
 #[test]
 #[ignore = "needs root"]
 fn a_thousand_groups_leave_nothing() {
+    const BRANCHES: usize = 20;
+    const LEAVES: usize = 49;
     let scratch = Scratch::new();
-    let mut children = Vec::new();
-    for branch in 0..20 {
-        for leaf in 0..49 {
-            let group = scratch.create(format!("{branch}/{leaf}")).expect("created");
-            let mut command = Command::new("sleep");
-            command.arg("100").stdin(Stdio::null());
-            children.push(Running(group.spawn(command).expect("started")));
-        }
+    let shell = Running::crowd(&scratch, BRANCHES * LEAVES);
+    let mut pids = scratch.processes().expect("readable");
+    pids.retain(|&pid| pid != shell.pid());
+    assert_eq!(pids.len(), BRANCHES * LEAVES);
+    for (index, &pid) in pids.iter().enumerate() {
+        let name = format!("{}/{}", index / LEAVES, index % LEAVES);
+        let group = scratch.create(name).expect("created");
+        group.attach(pid).expect("moved");
     }
-    assert_eq!(scratch.children().expect("readable").len(), 20);
-    assert!(scratch.is_populated().expect("readable"));
+    assert_eq!(scratch.children().expect("readable").len(), BRANCHES);
+    assert_eq!(scratch.processes().expect("readable"), [shell.pid()]);
     scratch.kill().expect("killed");
-    for child in &mut children {
-        let status = child.0.wait().expect("waited");
-        assert_eq!(
-            std::os::unix::process::ExitStatusExt::signal(&status),
-            Some(9)
-        );
-    }
+    drop(shell);
+    scratch.wait_empty(SOON).expect("all are dead");
     scratch.remove().expect("removed");
     assert!(!scratch.directories().any(Path::exists));
 }

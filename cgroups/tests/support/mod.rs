@@ -3,6 +3,7 @@
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
+use std::io::Read as _;
 use std::ops::Deref;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -70,6 +71,19 @@ impl Running {
 
     pub(crate) fn outside(script: &str) -> Self {
         Self(shell(script).spawn().expect("sh starts"))
+    }
+
+    /// A shell in the group with so many children, which are copies of it and do nothing.
+    pub(crate) fn crowd(group: &Cgroup, children: usize) -> Self {
+        let mut command = shell(&format!(
+            "exec 3<&0; i=0; while [ $i -lt {children} ]; do (read x <&3) & i=$((i + 1)); done; \
+             echo; read x"
+        ));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut running = Self(group.spawn(command).expect("sh starts in the group"));
+        let stdout = running.0.stdout.as_mut().expect("piped");
+        stdout.read_exact(&mut [0]).expect("all have started");
+        running
     }
 
     pub(crate) fn pid(&self) -> u32 {
