@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: the libraries' benches, and the programs beside their peers.
+//! `cargo xtask bench`: the libraries' benches, also beside other libraries, and the programs
+//! beside their peers.
 
 mod contender;
 mod peers;
@@ -17,8 +18,9 @@ const LIMIT: Duration = Duration::from_hours(2);
 
 /// Measure: the libraries' benches, or whole programs beside their peers
 ///
-/// Without --peers, the criterion benches run; their reports are in target/criterion. With it,
-/// whole commands are run in turn, round by round: a C program that does the least there is to
+/// Without --peers, the criterion benches run, and then those beside other libraries, which are a
+/// workspace of their own in benches/peers; their reports are in target/criterion. With it, whole
+/// commands are run in turn, round by round: a C program that does the least there is to
 /// do, this project's programs, and those of others. Printed are medians and their ratios; they
 /// are in target/bench/peers.json and peers.svg too. Only ratios from one run mean something, and
 /// only on a machine that is otherwise idle.
@@ -53,17 +55,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn criterion(filter: Option<&str>) -> Result<()> {
-    let mut command = Command::new(places::cargo());
-    command
-        .args(["bench", "--package", "benches", "--benches", "--"])
-        .args(filter)
-        .current_dir(places::workspace());
-    let ran = exec::run(command, LIMIT, exec::aloud)?;
-    if !ran.success() {
-        bail!(
-            "the benches failed ({}); what they said is above",
-            ran.end()
-        );
+    let own = ["--package", "benches"];
+    let beside_others = ["--manifest-path", "benches/peers/Cargo.toml"];
+    for which in [own, beside_others] {
+        let mut command = Command::new(places::cargo());
+        command
+            .arg("bench")
+            .args(which)
+            .args(["--benches", "--"])
+            .args(filter)
+            .current_dir(places::workspace())
+            // Reports of both in one place.
+            .env("CARGO_TARGET_DIR", places::target());
+        let ran = exec::run(command, LIMIT, exec::aloud)?;
+        if !ran.success() {
+            bail!(
+                "the benches failed ({}); what they said is above",
+                ran.end()
+            );
+        }
     }
     Ok(())
 }

@@ -122,6 +122,16 @@ fn steps_of_cargo(advisories: bool, steps: &mut Vec<Step>) -> Result<bool> {
         // A workspace of its own, since cargo-fuzz builds with its own flags.
         all.push(("fuzz", vec!["check", "--manifest-path", "fuzz/Cargo.toml"]));
     }
+    // So are the benches beside other libraries, for the sake of these.
+    all.push((
+        "peers",
+        vec![
+            "check",
+            "--benches",
+            "--manifest-path",
+            "benches/peers/Cargo.toml",
+        ],
+    ));
     for (name, words) in all {
         eprintln!("\n==== {name}: cargo {}", words.join(" "));
         if name == "deny" {
@@ -137,8 +147,8 @@ fn steps_of_cargo(advisories: bool, steps: &mut Vec<Step>) -> Result<bool> {
             "doc" => {
                 command.env("RUSTDOCFLAGS", "-D warnings");
             }
-            "fuzz" => {
-                command.env("CARGO_TARGET_DIR", places::target().join("fuzz"));
+            "fuzz" | "peers" => {
+                command.env("CARGO_TARGET_DIR", places::target().join(name));
             }
             _ => {}
         }
