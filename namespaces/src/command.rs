@@ -306,8 +306,8 @@ impl Command {
     }
 
     /// Puts a tiny init between this process and the program: it waits for every process that
-    /// loses its parent, passes the signals that it gets on to the program, and ends when the
-    /// program does, with its status, or with 128 and the number of the signal that ended it.
+    /// loses its parent, passes the signals that processes send it on to the program, and ends when
+    /// the program does, with its status, or with 128 and the number of the signal that ended it.
     ///
     /// In a new pid namespace it is PID 1, and everything in the namespace ends with it; the
     /// program, which is PID 2 then, needs to know nothing about orphans and default actions of

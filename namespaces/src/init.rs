@@ -52,9 +52,10 @@ fn be_init(program: u32) -> ! {
     loop {
         reap(program);
         match sys::wait_for_signal() {
-            Ok(libc::SIGCHLD) | Err(Errno::INTR) => {}
+            // What a terminal sends, such as SIGINT for Ctrl-C, it sends to the program, too.
+            Ok((libc::SIGCHLD, _) | (_, false)) | Err(Errno::INTR) => {}
             // The program may have ended meanwhile; then it is reaped in the next turn.
-            Ok(signal) => sys::kill(program, signal),
+            Ok((signal, true)) => sys::kill(program, signal),
             Err(_) => sys::exit(FAILED),
         }
     }

@@ -311,20 +311,25 @@ pub(crate) fn clone_below() -> Result<u32> {
     }
 }
 
-/// Waits for any signal, all of which are blocked; its number.
-pub(crate) fn wait_for_signal() -> Result<i32> {
+/// Waits for any signal, all of which are blocked. Its number, and whether a process sent it; the
+/// others come from the kernel.
+pub(crate) fn wait_for_signal() -> Result<(i32, bool)> {
     let all = u64::MAX;
-    // SAFETY: the set leads to a living integer of the size given, and the others may be null.
+    // SAFETY: all zeros is a valid siginfo.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointers lead to a living integer of the size given and a living siginfo; there
+    // need be no time limit.
     let result = unsafe {
         libc::syscall(
             libc::SYS_rt_sigtimedwait,
             &raw const all,
-            ptr::null_mut::<libc::siginfo_t>(),
+            &raw mut info,
             ptr::null::<libc::timespec>(),
             size_of::<u64>(),
         )
     };
-    check(result).map(|signal| i32::try_from(signal).unwrap_or(0))
+    check(result)?;
+    Ok((info.si_signo, info.si_code <= 0))
 }
 
 /// Sends a signal to a child that has not been waited for.

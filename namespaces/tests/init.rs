@@ -188,6 +188,50 @@ fn the_program_leads_the_session_of_its_terminal() {
     assert_eq!(numbers.get(1..), Some(&["2", "2", "2"][..]), "{text}");
 }
 
+/// In one session with its program it gets the terminal's signals, as the program itself does.
+#[test]
+fn signals_of_a_terminal_come_once() {
+    const ROLE: &str = "COFFERDAM_ROLE";
+    if std::env::var_os(ROLE).is_some() {
+        // This process is in the foreground group, too.
+        signal_hook::flag::register(2, std::sync::Arc::default()).expect("a handler");
+        let script = "trap 'echo got' INT; echo ready; \
+                      i=0; while test $i -lt 30; do sleep 0.02; i=$((i+1)); done; echo end";
+        let mut command = Command::new("bash");
+        command.args(["-c", script]).init(true);
+        let mut child = command.spawn().expect("spawn");
+        child.wait().expect("wait");
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command
+        .args(["--exact", "signals_of_a_terminal_come_once", "--nocapture"])
+        .env(ROLE, "inside")
+        .unshare([Namespace::Mount])
+        .user_namespace(UserMapping::CallerAsRoot)
+        .mount(Mount::devpts("/dev/pts"))
+        .terminal(TerminalSize {
+            rows: 10,
+            columns: 80,
+        });
+    let mut child = command.spawn().expect("spawn");
+    let master = child.terminal.take().expect("a terminal");
+    let mut text = String::new();
+    let mut interrupted = false;
+    let mut buffer = [0; 500];
+    // EIO is the end of a terminal.
+    while let Ok(length @ 1..) = rustix::io::read(&master, &mut buffer) {
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        if text.contains("ready") && !interrupted {
+            interrupted = true;
+            rustix::io::write(&master, b"\x03").expect("write");
+        }
+    }
+    assert!(child.wait().expect("wait").success(), "{text}");
+    assert_eq!(text.matches("got").count(), 1, "{text}");
+    assert!(text.contains("end"), "{text}");
+}
+
 #[test]
 fn stops_are_told() {
     let mut command = Command::new("sh");

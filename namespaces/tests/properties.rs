@@ -32,7 +32,7 @@ struct Plan {
     /// Bounding, permitted, effective, inheritable, ambient.
     capabilities: Option<[u64; 5]>,
     limits: BTreeMap<Resource, (u64, u64)>,
-    mounts: Vec<(u8, MountAttributes, bool)>,
+    mounts: Vec<(u8, MountAttributes, Content)>,
     masked: BTreeSet<u8>,
     read_only: BTreeSet<u8>,
     root_read_only: bool,
@@ -41,6 +41,18 @@ struct Plan {
     loopback: bool,
     oom_score_adj: Option<i16>,
     session: bool,
+    init: bool,
+    one_cpu: bool,
+    personality: Option<u32>,
+}
+
+/// What a mount shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Bound,
+    Empty,
+    /// What it covers.
+    CopiedUp,
 }
 
 /// Sets that the kernel takes: each is within what it must be within.
@@ -116,15 +128,26 @@ fn plan() -> impl Strategy<Value = Plan> {
         prop::option::of(0_i16..=1000),
         any::<bool>(),
     );
+    let more = (
+        any::<bool>(),
+        any::<bool>(),
+        // PER_LINUX32; flags are cleared for a program that gains capabilities.
+        prop::option::of(prop_oneof![Just(0), Just(8)]),
+    );
+    let content = prop_oneof![
+        Just(Content::Bound),
+        Just(Content::Empty),
+        Just(Content::CopiedUp)
+    ];
     let filesystem = (
-        prop::collection::vec((0_u8..4, attributes(), any::<bool>()), 0..5),
+        prop::collection::vec((0_u8..4, attributes(), content), 0..5),
         small(),
         small(),
         any::<bool>(),
         prop::option::of(0_u8..4),
     );
     let names = (namespaces, prop::option::of("[a-z]{1,64}"), any::<bool>());
-    (names, process, filesystem).prop_map(|(names, process, filesystem)| {
+    (names, process, more, filesystem).prop_map(|(names, process, more, filesystem)| {
         let namespaces: BTreeSet<Namespace> = names.0.into_iter().collect();
         Plan {
             hostname: names.1.filter(|_| namespaces.contains(&Namespace::Uts)),
@@ -146,6 +169,9 @@ fn plan() -> impl Strategy<Value = Plan> {
             fds: process.7,
             oom_score_adj: process.8,
             session: process.9,
+            init: more.0,
+            one_cpu: more.1,
+            personality: more.2,
             mounts: filesystem.0,
             masked: filesystem.1,
             read_only: filesystem.2,
@@ -158,6 +184,7 @@ fn plan() -> impl Strategy<Value = Plan> {
 /// What the shell reports, by section.
 const PROBE: &str = r#"
 echo @@args; for arg in "$0" "$@"; do echo "$arg"; done
+echo @@personality; cat /proc/self/personality
 echo @@status; cat /proc/self/status
 echo @@stat; cat /proc/$$/stat
 echo @@limits; cat /proc/$$/limits
@@ -218,6 +245,7 @@ fn command(plan: &Plan, rootfs: &Rootfs, outside: &std::path::Path) -> Command {
         .no_new_privs(plan.no_new_privs)
         .loopback_up(plan.loopback)
         .new_session(plan.session)
+        .init(plan.init)
         .masked_paths(plan.masked.iter().map(|path| format!("/masked/{path}")))
         .read_only_paths(plan.read_only.iter().map(|path| format!("/fixed/{path}")));
     if plan.namespaces.contains(&Namespace::Pid) {
@@ -225,13 +253,20 @@ fn command(plan: &Plan, rootfs: &Rootfs, outside: &std::path::Path) -> Command {
     } else {
         command.mount(Mount::bind("/proc", "/proc"));
     }
-    for (target, attributes, bind) in &plan.mounts {
+    for (target, attributes, content) in &plan.mounts {
         let target = format!("/m/{target}");
-        command.mount(if *bind {
-            Mount::bind_single(outside, target).attributes(*attributes)
-        } else {
-            Mount::tmpfs(target).attributes(*attributes)
-        });
+        let mount = match content {
+            Content::Bound => Mount::bind_single(outside, target),
+            Content::Empty => Mount::tmpfs(target),
+            Content::CopiedUp => Mount::tmpfs(target).copy_up(true),
+        };
+        command.mount(mount.attributes(*attributes));
+    }
+    if plan.one_cpu {
+        command.cpu_affinity([0]);
+    }
+    if let Some(personality) = plan.personality {
+        command.personality(personality);
     }
     for (number, text) in &plan.fds {
         let mut file = tempfile::tempfile().expect("a file");
@@ -298,6 +333,9 @@ fn check(plan: &Plan) -> Result<(), TestCaseError> {
         for name in ["0", "1", "2", "3"] {
             fs::create_dir(rootfs.join(directory).join(name)).expect("mkdir");
         }
+    }
+    for directory in 0..4 {
+        fs::write(rootfs.join(&format!("m/{directory}/image")), "").expect("write");
     }
     let outside = tempfile::tempdir().expect("a directory");
     fs::write(outside.path().join("bound"), "").expect("write");
@@ -366,6 +404,12 @@ fn check(plan: &Plan) -> Result<(), TestCaseError> {
     prop_assert_eq!(bits("CapEff"), expected);
     prop_assert_eq!(bits("CapAmb"), ambient);
     prop_assert_eq!(bits("SigBlk"), 0);
+    if plan.one_cpu {
+        prop_assert_eq!(status("Cpus_allowed_list"), "0");
+    }
+    if let Some(personality) = plan.personality {
+        prop_assert_eq!(only("personality"), format!("{personality:08x}"));
+    }
 
     let stat: Vec<&str> = only("stat")
         .rsplit_once(") ")
@@ -434,19 +478,21 @@ fn check(plan: &Plan) -> Result<(), TestCaseError> {
         prop_assert_eq!(ours.to_str() != Some(theirs), new, "{}", kind);
     }
     if plan.namespaces.contains(&Namespace::Pid) {
-        prop_assert_eq!(only("stat").split(' ').next(), Some("1"));
+        let pid = if plan.init { "2" } else { "1" };
+        prop_assert_eq!(only("stat").split(' ').next(), Some(pid));
     }
 
     mounts(plan, &section("mounts"))?;
     // The last mount on a directory is the one that is seen.
     for directory in 0..4 {
-        let last = plan
-            .mounts
-            .iter()
-            .rfind(|(target, ..)| *target == directory);
+        let on_it = plan.mounts.iter().filter(|(at, ..)| *at == directory);
+        let seen = on_it.fold(Some("image"), |below, (_, _, content)| match content {
+            Content::Bound => Some("bound"),
+            Content::Empty => None,
+            Content::CopiedUp => below,
+        });
         let files = section(&format!("files-{directory}"));
-        let bound = last.is_some_and(|(_, _, bind)| *bind);
-        prop_assert_eq!(files == ["bound"], bound);
+        prop_assert_eq!(files, seen.into_iter().collect::<Vec<_>>());
     }
     Ok(())
 }
@@ -481,7 +527,8 @@ fn mounts(plan: &Plan, lines: &[&str]) -> Result<(), TestCaseError> {
     };
     let made = under("/m/");
     prop_assert_eq!(made.len(), plan.mounts.len());
-    for (target, attributes, bind) in &plan.mounts {
+    for (target, attributes, content) in &plan.mounts {
+        let bind = *content == Content::Bound;
         let target = format!("/m/{target}");
         let names = [
             (MountAttributes::READ_ONLY, "ro"),
@@ -492,14 +539,14 @@ fn mounts(plan: &Plan, lines: &[&str]) -> Result<(), TestCaseError> {
         // Of several on one target any may be this one; each has a match of its own below.
         let found = made.iter().any(|(at, options, kind)| {
             *at == target
-                && (*bind || *kind == "tmpfs")
+                && (bind || *kind == "tmpfs")
                 && names.iter().all(|(attribute, name)| {
                     // A bind also has what the mount that it shows has.
                     attributes.contains(*attribute) == options.contains(name)
-                        || *bind && options.contains(name)
+                        || bind && options.contains(name)
                 })
         });
-        prop_assert!(found, "{} {:?} {}", target, attributes, bind);
+        prop_assert!(found, "{} {:?} {:?}", target, attributes, content);
     }
     let masked = under("/masked/");
     prop_assert_eq!(masked.len(), plan.masked.len());
