@@ -4,6 +4,13 @@
 //! cargo run --example copy -- saved.tar oci:layout:latest
 //! cargo run --example copy -- layout:latest docker-archive:saved.tar:team/app:1
 //! ```
+//!
+//! With registries, as whom `docker login` has logged in:
+//!
+//! ```sh
+//! cargo run --features registry --example copy -- docker://registry.example/team/app:1 oci:layout:latest
+//! cargo run --features registry --example copy -- layout:latest docker://registry.example/team/app:2
+//! ```
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -15,7 +22,8 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [from, to] = args.as_slice() else {
         eprintln!(
-            "usage: copy PATH[:NAME] oci:PATH[:NAME]|oci-archive:PATH[:NAME]|docker-archive:PATH[:REFERENCE]"
+            "usage: copy PATH[:NAME]|docker://REFERENCE \
+             oci:PATH[:NAME]|oci-archive:PATH[:NAME]|docker-archive:PATH[:REFERENCE]|docker://REFERENCE"
         );
         return ExitCode::FAILURE;
     };

@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo run --example inspect -- hello:latest
+//! cargo run --features registry --example inspect -- docker://registry.example/team/app
 //! ```
 #![forbid(unsafe_code)]
 
@@ -12,7 +13,7 @@ use oci_image::TarReader;
 
 fn main() -> ExitCode {
     let Some(path) = std::env::args_os().nth(1) else {
-        eprintln!("usage: inspect PATH[:NAME]");
+        eprintln!("usage: inspect PATH[:NAME]|docker://REFERENCE");
         return ExitCode::FAILURE;
     };
     match inspect(path.as_ref()) {

@@ -2,7 +2,10 @@
 //!
 //! ```sh
 //! cargo run --example unpack -- hello:latest rootfs
+//! cargo run --features registry --example unpack -- docker://registry.example/team/app rootfs
 //! ```
+//!
+//! From a registry, layers are unpacked while they come.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -15,7 +18,7 @@ use oci_image::{Devices, Ownership, UnpackOptions, Whiteouts};
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let [image, directory] = args.as_slice() else {
-        eprintln!("usage: unpack PATH[:NAME] DIRECTORY");
+        eprintln!("usage: unpack PATH[:NAME]|docker://REFERENCE DIRECTORY");
         return ExitCode::FAILURE;
     };
     match unpack(image.as_ref(), directory.as_ref()) {
