@@ -164,6 +164,16 @@ pub enum Error {
         /// The operation.
         operation: &'static str,
     },
+    /// A watchpoint that the CPU cannot have.
+    #[error(
+        "cannot watch {len} bytes at {address:#x}: watch 1, 2, 4 or 8 bytes at an address that is a multiple of that"
+    )]
+    Watchpoint {
+        /// The linear address.
+        address: u64,
+        /// How many bytes were to be watched.
+        len: u8,
+    },
     /// A CPUID table with more leaves than the kernel takes.
     #[error("a CPUID table of {leaves} leaves is too long: the kernel takes {max}")]
     CpuidTooLong {

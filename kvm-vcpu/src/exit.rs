@@ -50,14 +50,16 @@ pub enum Exit {
         /// The error code.
         error_code: u32,
     },
-    /// A single step, as [`Vcpu::set_single_step`](crate::Vcpu::set_single_step) asked for.
+    /// A single step, breakpoint or watchpoint, as
+    /// [`Vcpu::set_debugging`](crate::Vcpu::set_debugging) asked for.
     #[doc(alias = "KVM_EXIT_DEBUG")]
     Debug {
         /// The exception's vector: 1 for `#DB`, 3 for `#BP`.
         exception: u32,
         /// The linear address of the instruction.
         pc: u64,
-        /// Debug status.
+        /// Debug status: bits 0 to 3 say which hardware breakpoint or watchpoint it was, bit 14 that
+        /// it was a single step.
         dr6: u64,
         /// Debug control.
         dr7: u64,
@@ -694,6 +696,20 @@ pub(crate) fn parse(
             reason,
             payload: Box::new(*payload),
         },
+    }
+}
+
+/// A write that the kernel collected instead of exiting.
+pub(crate) fn write(is_port: bool, address: u64, bytes: &[u8]) -> Exit {
+    let data = Data::new(bytes);
+    if is_port {
+        Exit::PortOut(PortOut {
+            port: address as u16,
+            size: bytes.len() as u8,
+            data,
+        })
+    } else {
+        Exit::MmioWrite(MmioWrite { address, data })
     }
 }
 

@@ -14,8 +14,12 @@ compile_error!(
 mod sys;
 
 mod asm;
+mod capabilities;
+mod clock;
+mod coalesced;
 mod console;
 mod cpuid;
+mod crash;
 mod debug;
 mod descriptors;
 mod dirty;
@@ -32,14 +36,21 @@ mod paging;
 mod region;
 mod regs;
 mod snapshot;
+mod state;
+mod stats;
 mod thread;
 mod topology;
 mod vcpu;
 mod vm;
+mod walk;
 
 pub use asm::{Asm, Bits, Cond, Label, Reg};
+pub use capabilities::Capability;
+pub use clock::Clock;
 pub use console::Console;
 pub use cpuid::{CpuidLeaf, CpuidRegister, CpuidTable, Feature};
+pub use crash::CrashReport;
+pub use debug::{Breakpoints, Debugging, Watch};
 pub use descriptors::{DescriptorTables, Descriptors};
 pub use dirty::DirtyPages;
 pub use error::{
@@ -60,10 +71,13 @@ pub use paging::{MapFlags, PageSize, PageTables, Translation};
 pub use region::Region;
 pub use regs::{CpuMode, DescriptorTable, Registers, Segment, SystemRegisters};
 pub use snapshot::Snapshot;
+pub use state::{DebugRegisters, FpuRegisters};
+pub use stats::{Statistic, StatisticKind, StatisticUnit, Statistics};
 pub use thread::{VcpuThread, VcpuThreadBuilder};
 pub use topology::Topology;
 pub use vcpu::Vcpu;
 pub use vm::Vm;
+pub use walk::{PageWalk, WalkStep};
 
 /// The types of `vm-memory` that this crate's memory is made of.
 pub use vm_memory;

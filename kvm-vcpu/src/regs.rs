@@ -8,6 +8,7 @@ pub(crate) mod bits {
     pub(crate) const CR0_WP: u64 = 1 << 16;
     pub(crate) const CR0_PG: u64 = 1 << 31;
     pub(crate) const CR4_PAE: u64 = 1 << 5;
+    pub(crate) const CR4_LA57: u64 = 1 << 12;
     pub(crate) const CR4_VMXE: u64 = 1 << 13;
     pub(crate) const CR4_OSFXSR: u64 = 1 << 9;
     pub(crate) const CR4_OSXMMEXCPT: u64 = 1 << 10;

@@ -194,13 +194,12 @@ impl Snapshot {
         if self.pit.is_some() {
             vm.create_pit()?;
         }
-        let xsave_size = xsave_size(kvm);
         let vcpus = self
             .vcpus
             .iter()
             .map(|state| {
                 let vcpu = vm.create_vcpu(state.id, &Mode::Reset)?;
-                state.restore(&vcpu, xsave_size)?;
+                state.restore(&vcpu)?;
                 Ok(vcpu)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -375,15 +374,6 @@ impl Snapshot {
     }
 }
 
-/// How many bytes of extended registers the kernel keeps for a vCPU.
-fn xsave_size(kvm: &Kvm) -> usize {
-    let size = kvm.fd.check_extension_int(Cap::Xsave2);
-    // A kernel without the capability keeps one page.
-    usize::try_from(size)
-        .unwrap_or(0)
-        .max(size_of::<kvm_xsave>())
-}
-
 impl VcpuState {
     fn take(vcpu: &Vcpu, msrs: &[u32], has_lapic: bool) -> Result<Self> {
         if !vcpu.is_settled() {
@@ -443,7 +433,7 @@ impl VcpuState {
         Ok(self.msrs.iter().filter(differs).copied().collect())
     }
 
-    fn restore(&self, vcpu: &Vcpu, xsave_size: usize) -> Result<()> {
+    fn restore(&self, vcpu: &Vcpu) -> Result<()> {
         let fd = vcpu.fd();
         let invalid = |what| Error::from(SnapshotProblem::Invalid(what));
         vcpu.set_cpuid(&self.cpuid)?;
@@ -455,7 +445,7 @@ impl VcpuState {
             .map_err(ioctl("KVM_SET_SREGS (restoring the system registers)"))?;
         let xsave =
             kvm_xsave::read_from_bytes(&self.xsave).map_err(|_| invalid("extended registers"))?;
-        sys::set_xsave(fd, &xsave, xsave_size)
+        sys::set_xsave(fd, &xsave, vcpu.xsave_size())
             .map_err(ioctl("KVM_SET_XSAVE (restoring the extended registers)"))?;
         fd.set_xcrs(&self.xcrs).map_err(ioctl(
             "KVM_SET_XCRS (restoring the extended control registers)",

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, kvm_clear_dirty_log,
-    kvm_clear_dirty_log__bindgen_ty_1, kvm_interrupt, kvm_ioeventfd,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_coalesced_mmio, kvm_interrupt, kvm_ioeventfd,
     kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio,
     kvm_irqfd, kvm_run, kvm_userspace_memory_region, kvm_xsave,
 };
@@ -31,6 +31,8 @@ const KVM_IOEVENTFD: libc::Ioctl = 0x4040_AE79;
 // The type is signed in some C libraries, which look at the same 32 bits.
 #[allow(clippy::cast_lossless, clippy::cast_possible_wrap)]
 const KVM_CLEAR_DIRTY_LOG: libc::Ioctl = 0xC018_AEC0u32 as libc::Ioctl;
+/// `_IO(KVMIO, 0xce)`
+const KVM_GET_STATS_FD: libc::Ioctl = 0xAECE;
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`
 const KVM_INTERRUPT: libc::Ioctl = 0x4004_AE86;
 
@@ -208,6 +210,21 @@ pub(crate) fn clear_dirty_log(
     // the bitmap, which has as many (checked above).
     let ret = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_CLEAR_DIRTY_LOG, &raw const request) };
     done(ret)
+}
+
+/// Whether a write that the kernel collected went to a port.
+pub(crate) fn is_port(write: &kvm_coalesced_mmio) -> bool {
+    // SAFETY: both fields of the union are a u32, for which all bits are valid.
+    unsafe { write.__bindgen_anon_1.pio == 1 }
+}
+
+/// Opens the statistics of a machine or vCPU.
+pub(crate) fn stats_file(of: BorrowedFd<'_>) -> io::Result<File> {
+    // SAFETY: KVM_GET_STATS_FD takes no argument.
+    let fd = unsafe { libc::ioctl(of.as_raw_fd(), KVM_GET_STATS_FD, 0) };
+    done(fd)?;
+    // SAFETY: the kernel has just made the descriptor, and nobody else knows it.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// Injects an external interrupt.

@@ -71,6 +71,15 @@ impl Vcpu {
         &self.file.fd
     }
 
+    pub(crate) fn fd_mut(&mut self) -> &mut VcpuFd {
+        &mut self.file.fd
+    }
+
+    /// How many bytes of extended registers the kernel keeps.
+    pub(crate) fn xsave_size(&self) -> usize {
+        self.machine.xsave_size
+    }
+
     pub(crate) fn run_page(&self) -> &RunPage {
         &self.file.run
     }
@@ -361,27 +370,6 @@ impl Vcpu {
             .fd
             .set_sregs(&(*registers).into())
             .map_err(ioctl("KVM_SET_SREGS (setting the system registers)"))
-    }
-}
-
-impl Vcpu {
-    /// Sets which state `xsave` keeps and which vector registers the guest may use (`XCR0`).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Ioctl`] when the kernel refuses the combination: it must hold x87 (1), and no more
-    /// than the CPUID says.
-    #[doc(alias = "KVM_SET_XCRS")]
-    pub fn set_xcr0(&self, value: u64) -> Result<()> {
-        let mut xcrs = kvm_bindings::kvm_xcrs {
-            nr_xcrs: 1,
-            ..Default::default()
-        };
-        xcrs.xcrs[0].value = value;
-        self.file
-            .fd
-            .set_xcrs(&xcrs)
-            .map_err(ioctl("KVM_SET_XCRS (setting XCR0)"))
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     /// Whether what is in the log of dirty pages stays until it is cleared.
     manual_log: AtomicBool,
     max_vcpu_id: u32,
+    /// How many bytes of extended registers the kernel keeps for a vCPU.
+    pub(crate) xsave_size: usize,
     vcpus: Mutex<BTreeSet<u32>>,
 }
 
@@ -88,6 +90,10 @@ impl Vm {
                 irqchip: OnceLock::new(),
                 manual_log: AtomicBool::new(false),
                 max_vcpu_id,
+                // A kernel without the capability keeps one page.
+                xsave_size: usize::try_from(kvm.fd.check_extension_int(Cap::Xsave2))
+                    .unwrap_or(0)
+                    .max(size_of::<kvm_bindings::kvm_xsave>()),
                 vcpus: Mutex::new(BTreeSet::new()),
             }),
         })

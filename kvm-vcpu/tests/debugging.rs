@@ -1,0 +1,146 @@
+//! Guests stop where they are told to, and say where they ended.
+#![allow(clippy::cast_possible_truncation)]
+
+mod common;
+
+use common::{CODE, TABLES, long, machine, modes, real};
+use kvm_vcpu::{
+    Breakpoints, CpuMode, Debugging, DescriptorTables, Error, Exit, Mode, PageTables, Vcpu, Watch,
+};
+
+/// mov eax, 5; mov [0x3000], eax; inc eax; mov [0x3008], eax; hlt, in long mode
+const GUEST: [u8; 22] = [
+    0xb8, 5, 0, 0, 0, 0x89, 0x04, 0x25, 0, 0x30, 0, 0, 0xff, 0xc0, 0x89, 0x04, 0x25, 8, 0x30, 0, 0,
+    0xf4,
+];
+
+fn stop(vcpu: &mut Vcpu) -> (u32, u64, u64) {
+    match vcpu.run().unwrap() {
+        Exit::Debug {
+            exception, pc, dr6, ..
+        } => (exception, pc, dr6 & 0xf),
+        other => panic!("{other:?}"),
+    }
+}
+
+// A host that emulates the guest's instructions may not know breakpoints.
+#[test]
+#[ignore = "needs lab"]
+fn software_breakpoints_stop_before_the_instruction() {
+    let mut vcpu = long(&GUEST);
+    let memory = vcpu.memory().clone();
+    vcpu.set_debugging(&Debugging::default().software_breakpoints(true))
+        .unwrap();
+    let mut breakpoints = Breakpoints::default();
+    let physical = vcpu.translate(CODE + 12).unwrap().unwrap();
+    assert_eq!(physical, CODE + 12);
+    assert!(breakpoints.insert(&memory, physical).unwrap());
+    assert!(!breakpoints.insert(&memory, physical).unwrap());
+    assert_eq!(memory.read_value::<u8>(physical).unwrap(), 0xcc);
+
+    assert_eq!(stop(&mut vcpu), (3, CODE + 12, 0));
+    assert_eq!(vcpu.registers().unwrap().rax, 5);
+    assert!(breakpoints.remove(&memory, physical).unwrap());
+    assert!(!breakpoints.remove(&memory, physical).unwrap());
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    assert_eq!(vcpu.registers().unwrap().rax, 6);
+    assert!(breakpoints.insert(&memory, u64::MAX).is_err());
+    assert_eq!(breakpoints.iter().count(), 0);
+    assert_eq!(vcpu.translate(0x6000_0000).unwrap(), None);
+}
+
+// A host that emulates the guest's instructions may not know breakpoints.
+#[test]
+#[ignore = "needs lab"]
+fn hardware_breakpoints_and_watchpoints_stop_where_they_are() {
+    let mut vcpu = long(&GUEST);
+    let debugging = Debugging::default()
+        .breakpoint(CODE + 5)
+        .watch(0x3008, 4, Watch::Write);
+    vcpu.set_debugging(&debugging).unwrap();
+    assert_eq!(stop(&mut vcpu), (1, CODE + 5, 1));
+    assert_eq!(vcpu.memory().read_value::<u32>(0x3000).unwrap(), 0);
+    // Going on from there takes the breakpoint away, or else a step.
+    vcpu.set_debugging(&Debugging::default().watch(0x3008, 4, Watch::Write))
+        .unwrap();
+    // After the access, unlike a breakpoint.
+    assert_eq!(stop(&mut vcpu), (1, CODE + 21, 1));
+    assert_eq!(vcpu.memory().read_value::<u32>(0x3008).unwrap(), 6);
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn watchpoints_that_cannot_be_are_refused() {
+    let vcpu = long(&GUEST);
+    let watch = |address, len| Debugging::default().watch(address, len, Watch::Access);
+    for (address, len) in [(0x3001, 2), (0x3000, 3), (0x3004, 8), (0, 0)] {
+        let e = vcpu.set_debugging(&watch(address, len)).unwrap_err();
+        assert!(matches!(e, Error::Watchpoint { .. }), "{e}");
+    }
+    let five = (0..5).fold(Debugging::default(), Debugging::breakpoint);
+    assert!(matches!(
+        vcpu.set_debugging(&five),
+        Err(Error::TooMany { given: 5, .. })
+    ));
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn an_exception_that_is_injected_is_taken() {
+    let vm = machine();
+    // jmp $, and at 0x2000 the handler: pop rax; hlt
+    vm.write(CODE, &[0xeb, 0xfe]).unwrap();
+    vm.write(0x2000, &[0x58, 0xf4]).unwrap();
+    let mut tables = PageTables::new(TABLES, 0x8000);
+    tables.identity(common::MEMORY).unwrap();
+    let root = tables.install(vm.memory()).unwrap();
+    let descriptors = DescriptorTables::new(0x8000).handle(13, 0x2000);
+    let mode = Mode::long(CODE, root).with_descriptors(descriptors.install(vm.memory()).unwrap());
+    let mut vcpu = vm.create_vcpu(0, &mode).unwrap();
+    vcpu.inject_exception(13, Some(0x42)).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    assert_eq!(vcpu.registers().unwrap().rax, 0x42);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn a_guest_says_where_it_is_and_what_faulted() {
+    let vm = machine();
+    // mov al, [rdi]; hlt
+    vm.write(CODE, &[0x8a, 0x07, 0xf4]).unwrap();
+    let [_, _, mode] = modes(&vm);
+    let vcpu = vm.create_vcpu(0, &mode).unwrap();
+    let mut sregs = vcpu.system_registers().unwrap();
+    sregs.cr2 = 0xffff_8000_1234_5678;
+    vcpu.set_system_registers(&sregs).unwrap();
+    let report = vcpu.crash_report().unwrap();
+    assert_eq!((report.mode, report.pc), (CpuMode::Long, CODE));
+    assert_eq!(report.code[..3], [0x8a, 0x07, 0xf4]);
+    let walk = report.fault.as_ref().unwrap();
+    assert_eq!((walk.virt, walk.translation), (sregs.cr2, None));
+    assert_eq!(walk.steps.len(), 1);
+    assert_eq!(walk.steps[0].address, TABLES + 256 * 8);
+    let text = report.to_string();
+    for part in [
+        "64-bit long mode at 0008:1000",
+        "code at 0x1000: 8a 07 f4",
+        "page walk of 0xffff800012345678:\n  level 4 at 0x00100800: 0x0000000000000000, not present\n  not mapped",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    #[cfg(feature = "disassemble")]
+    assert!(
+        text.contains("0x1000: mov al,[rdi]\n  0x1002: hlt"),
+        "{text}"
+    );
+    let there = vcpu.page_walk(CODE + 1).unwrap().unwrap();
+    assert_eq!(there.translation.unwrap().physical, CODE + 1);
+    assert_eq!(there.steps.len(), 3);
+
+    // Real mode has no page tables, and the code's address counts from its segment.
+    let vcpu = real(&[0xf4]);
+    let report = vcpu.crash_report().unwrap();
+    assert_eq!((report.mode, report.fault.is_none()), (CpuMode::Real, true));
+    assert_eq!(report.code[0], 0xf4);
+}

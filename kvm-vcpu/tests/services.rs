@@ -1,0 +1,119 @@
+//! What else the kernel offers: capabilities, clocks, statistics, collected writes, more registers.
+#![allow(clippy::cast_possible_truncation)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{CODE, MEMORY, long, machine, real};
+use kvm_vcpu::{Capability, Exit, IoAddress, Kvm, Mode, StatisticKind};
+
+#[test]
+#[ignore = "needs kvm"]
+fn capabilities_are_probed_by_name() {
+    let kvm = Kvm::open().unwrap();
+    assert!(kvm.has(Capability::IrqChip) && kvm.has(Capability::Ioeventfd));
+    let all = kvm.capabilities();
+    assert!(all.len() > 10, "{all:?}");
+    for capability in all {
+        assert!(kvm.extent(capability) > 0);
+        assert!(capability.name().starts_with("KVM_CAP_"));
+    }
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn the_clock_goes_on_from_where_it_is_set() {
+    let vm = machine();
+    let hour = Duration::from_hours(1);
+    vm.set_clock(hour).unwrap();
+    let (first, second) = (vm.clock().unwrap(), vm.clock().unwrap());
+    assert!(first.elapsed >= hour && second.elapsed >= first.elapsed);
+    assert!(second.elapsed < hour + Duration::from_mins(5));
+    let vcpu = vm.create_vcpu(0, &Mode::real(0, 0)).unwrap();
+    // It uses no clock of the kernel's, so there is nobody to tell.
+    assert!(!vcpu.note_pause().unwrap());
+    assert!(vcpu.tsc_khz().unwrap() > 1000);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn the_kernel_counts_exits() {
+    // out 0x80, al; jmp back
+    let mut vcpu = real(&[0xe6, 0x80, 0xeb, 0xfc]);
+    let statistics = vcpu.statistics().unwrap();
+    let exits = || statistics.get("exits").unwrap().unwrap();
+    let before = exits();
+    for _ in 0..10 {
+        assert!(matches!(vcpu.run().unwrap(), Exit::PortOut(_)));
+    }
+    assert!(exits() >= before + 10, "{} {before}", exits());
+    let all = statistics.read().unwrap();
+    let exits = all.iter().find(|s| s.name == "exits").unwrap();
+    assert_eq!(exits.kind, StatisticKind::Cumulative);
+    assert!(
+        all.iter()
+            .all(|s| !s.name.is_empty() && !s.values.is_empty())
+    );
+    assert_eq!(statistics.get("no_such_thing").unwrap(), None);
+    assert!(!machine().statistics().unwrap().read().unwrap().is_empty());
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn writes_are_collected_without_an_exit() {
+    let vm = machine();
+    let device = MEMORY + 0x1000;
+    vm.coalesce(IoAddress::Memory(device), 0x100).unwrap();
+    vm.coalesce(IoAddress::Port(0x60), 1).unwrap();
+    // mov eax, 0x201000; mov byte [eax], 1; mov dword [eax + 4], 0x12345678; out 0x60, al; hlt, in
+    // protected mode
+    let mut code = vec![0xb8, 0x00, 0x10, 0x20, 0x00, 0xc6, 0x00, 1];
+    code.extend([0xc7, 0x40, 4, 0x78, 0x56, 0x34, 0x12, 0xe6, 0x60, 0xf4]);
+    vm.write(CODE, &code).unwrap();
+    let mode = Mode::protected(CODE as u32);
+    let mut vcpu = vm.create_vcpu(0, &mode).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    let writes = vcpu.take_coalesced().unwrap();
+    match &writes[..] {
+        [Exit::MmioWrite(a), Exit::MmioWrite(b), Exit::PortOut(c)] => {
+            assert_eq!((a.address, a.data()), (device, &[1][..]));
+            assert_eq!((b.address, b.value()), (device + 4, 0x1234_5678));
+            assert_eq!((c.port, c.data()), (0x60, &[0][..]));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(vcpu.take_coalesced().unwrap().is_empty());
+    vm.do_not_coalesce(IoAddress::Memory(device), 0x100)
+        .unwrap();
+    vcpu.set_mode(&mode).unwrap();
+    assert!(matches!(vcpu.run().unwrap(), Exit::MmioWrite(_)));
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn floating_point_and_debug_registers_come_back_as_they_were_set() {
+    // movaps xmm1, xmm2; hlt
+    let mut vcpu = long(&[0x0f, 0x28, 0xca, 0xf4]);
+    let mut fpu = vcpu.fpu_registers().unwrap();
+    fpu.xmm[2] = 0x0123_4567_89ab_cdef_1122_3344_5566_7788;
+    fpu.control = 0x27f;
+    fpu.mxcsr = 0x1f80;
+    vcpu.set_fpu_registers(&fpu).unwrap();
+    assert_eq!(vcpu.fpu_registers().unwrap(), fpu);
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    let after = vcpu.fpu_registers().unwrap();
+    assert_eq!(after.xmm[1], fpu.xmm[2]);
+    // Where `xsave` keeps the second vector register.
+    let xsave = vcpu.xsave().unwrap();
+    assert_eq!(xsave[160 + 16..160 + 32], fpu.xmm[2].to_le_bytes());
+
+    let mut debug = vcpu.debug_registers().unwrap();
+    debug.addresses = [1, 2, 3, 4 << 30];
+    debug.control |= 1;
+    vcpu.set_debug_registers(&debug).unwrap();
+    assert_eq!(vcpu.debug_registers().unwrap(), debug);
+
+    vcpu.set_xcr0(3).unwrap();
+    assert_eq!(vcpu.xcr0().unwrap(), 3);
+}
