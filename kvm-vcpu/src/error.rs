@@ -174,6 +174,13 @@ pub enum Error {
         /// How many bytes were to be watched.
         len: u8,
     },
+    /// A session with gdb failed.
+    #[cfg(feature = "gdb")]
+    #[error("the session with gdb failed: {source}; connect again with `target remote`")]
+    Gdb {
+        /// What went wrong.
+        source: io::Error,
+    },
     /// A CPUID table with more leaves than the kernel takes.
     #[error("a CPUID table of {leaves} leaves is too long: the kernel takes {max}")]
     CpuidTooLong {

@@ -25,6 +25,8 @@ mod descriptors;
 mod dirty;
 mod error;
 mod exit;
+#[cfg(feature = "gdb")]
+mod gdb;
 mod irq;
 mod kick;
 mod kvm;
@@ -60,6 +62,8 @@ pub use exit::{
     Access, EmulationFailure, Exit, Hypercall, InternalError, MmioRead, MmioWrite, MsrRead,
     MsrReason, MsrWrite, PortIn, PortOut, Reply, SystemEvent,
 };
+#[cfg(feature = "gdb")]
+pub use gdb::GdbEnd;
 pub use irq::{Gsi, IoAddress, IoEvent, IrqChip, Msi, Route};
 pub use kick::{VcpuHandle, set_kick_signal};
 pub use kvm::Kvm;

@@ -49,6 +49,7 @@ const TOOLS: &[Tool] = &[
     Tool::program("newuidmap", "uidmap", "map ranges of users in tests"),
     Tool::program("debootstrap", "debootstrap", "make a Debian image in tests"),
     Tool::program("dbus-daemon", "dbus", "speak to systemd in tests"),
+    Tool::program("gdb", "gdb", "debug a guest in tests"),
     Tool::program("ip", "iproute2", "look at networks in tests"),
     Tool::program(
         "python3",
