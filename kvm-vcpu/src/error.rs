@@ -353,6 +353,12 @@ pub enum ImageProblem {
     /// Its headers point outside the file.
     #[error("it is cut short or damaged: a header points past its end; build or copy it again")]
     Truncated,
+    /// It has no multiboot header.
+    #[error("it has no multiboot header in its first 8192 bytes: build it as a multiboot kernel")]
+    NotMultiboot,
+    /// Its multiboot header asks for what this loader does not give.
+    #[error("its multiboot header asks for features {0:#x}, which this loader does not have")]
+    MultibootFeature(u32),
     /// It has nothing to load.
     #[error("it has no loadable segment: link it as an executable")]
     NoSegments,

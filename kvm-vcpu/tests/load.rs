@@ -123,3 +123,81 @@ fn flat_binaries_start_at_their_first_byte() {
     ));
     assert!(load_flat(&memory, b"abc", u64::MAX).is_err());
 }
+
+/// A multiboot header with these flags, and the fields behind it.
+fn multiboot_header(flags: u32, fields: &[u32]) -> Vec<u8> {
+    const MAGIC: u32 = 0x1bad_b002;
+    let checksum = 0u32.wrapping_sub(MAGIC).wrapping_sub(flags);
+    let words = [MAGIC, flags, checksum];
+    let words = words.iter().chain(fields);
+    words.flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// An ELF32 file with one segment at 0x2000, whose contents these are.
+fn elf32(contents: &[u8], entry: u32) -> Vec<u8> {
+    let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0\x01\0\0\0".to_vec();
+    for word in [entry, 52, 0, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    for half in [52u16, 32, 1, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    let len = contents.len() as u32;
+    for word in [1, 84, 0x2000, 0x2000, len, len + 16, 7, 4] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(contents);
+    file
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn a_multiboot_kernel_is_told_its_memory_and_command_line() {
+    use kvm_vcpu::{Console, Exit, Kvm, load_multiboot};
+    let vm = Kvm::open()
+        .unwrap()
+        .create_vm(&[Region::anonymous(0, 4 << 20)])
+        .unwrap();
+    // cmp eax, 0x2badb002; jne end; mov esi, [ebx + 16]; again: lodsb; test al, al; jz end;
+    // out 0xe9, al; jmp again; end: mov eax, [ebx + 8]; hlt
+    let code = [
+        0x3d, 0x02, 0xb0, 0xad, 0x2b, 0x75, 0x0c, 0x8b, 0x73, 0x10, 0xac, 0x84, 0xc0, 0x74, 0x04,
+        0xe6, 0xe9, 0xeb, 0xf7, 0x8b, 0x43, 0x08, 0xf4,
+    ];
+    let mut contents = multiboot_header(3, &[]);
+    contents.extend(code);
+    let by_elf = elf32(&contents, 0x2000 + 12);
+    let fields = [0x3000, 0x3000, 0, 0x4000, 0x3000 + 32];
+    let mut by_addresses = multiboot_header(1 << 16, &fields);
+    by_addresses.extend(code);
+    for (id, image) in [(0, &by_elf), (1, &by_addresses)] {
+        let (loaded, mode) = load_multiboot(vm.memory(), image, "quiet x=1", 0x9000).unwrap();
+        assert!(loaded.end > loaded.entry);
+        let mut vcpu = vm.create_vcpu(id, &mode).unwrap();
+        let mut console = Console::at(0xe9);
+        loop {
+            let exit = vcpu.run().unwrap();
+            if exit == Exit::Halt {
+                break;
+            }
+            assert!(console.take(&exit), "{exit:?}");
+        }
+        assert_eq!(console.text(), "quiet x=1");
+        // From 1 MiB on there are 3 MiB.
+        assert_eq!(vcpu.registers().unwrap().rax, 3 << 10);
+    }
+    let refused = |image: &[u8]| match load_multiboot(vm.memory(), image, "", 0x9000) {
+        Err(Error::Image(problem)) => problem,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&code), ImageProblem::NotMultiboot);
+    assert_eq!(
+        refused(&multiboot_header(4, &[])),
+        ImageProblem::MultibootFeature(4)
+    );
+    assert_eq!(refused(&multiboot_header(0, &[])), ImageProblem::NotElf);
+    assert_eq!(
+        refused(&multiboot_header(1 << 16, &[0])),
+        ImageProblem::Truncated
+    );
+}

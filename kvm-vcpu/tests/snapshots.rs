@@ -9,6 +9,7 @@ use common::{CODE, MEMORY, machine, modes};
 use kvm_vcpu::{
     Error, Exit, Gsi, GuestMemory, IrqChip, Kvm, Mode, Region, Snapshot, SnapshotProblem, Vcpu, Vm,
 };
+use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 fn memory_file() -> File {
@@ -84,6 +85,32 @@ fn running_on_from_a_snapshot_equals_running_through() {
             );
         }
         assert_eq!(run_to_the_end(vm.memory(), &mut vcpu), expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(
+        std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(12)
+    ))]
+
+    #[test]
+    #[ignore = "needs kvm"]
+    fn it_can_be_taken_at_any_instruction(steps in 0..900usize) {
+        let kvm = Kvm::open().unwrap();
+        let (vm, mut vcpu) = worker();
+        let expected = run_to_the_end(vm.memory(), &mut vcpu);
+        let (vm, mut vcpu) = worker();
+        vcpu.set_single_step(true).unwrap();
+        for _ in 0..steps {
+            let exit = vcpu.run().unwrap();
+            prop_assert!(matches!(exit, Exit::Debug { .. }), "{:?}", exit);
+        }
+        vcpu.set_single_step(false).unwrap();
+        prop_assert_eq!(vcpu.settle().unwrap(), None);
+        let (snapshot, file) = take(&vm, &mut vcpu);
+        drop((vm, vcpu));
+        let (vm, mut vcpus) = snapshot.restore(&kvm, &file).unwrap();
+        prop_assert!(run_to_the_end(vm.memory(), &mut vcpus[0]) == expected);
     }
 }
 
