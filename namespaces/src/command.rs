@@ -315,8 +315,10 @@ impl Command {
     /// [`Starting`] are about the init.
     ///
     /// The init has users, capabilities and limits of the program. It is a copy of this process
-    /// that closes all descriptors and cannot be looked into; see
+    /// that closes all descriptors, shows other arguments and cannot be looked into; see
     /// [`protect_own_executable`](crate::protect_own_executable) for what it is executed from.
+    /// A seccomp filter that is installed without [`no_new_privs`](Self::no_new_privs) is over the
+    /// init, too, and must allow it to wait, to signal and to end.
     #[doc(alias = "PR_SET_CHILD_SUBREAPER")]
     #[doc(alias = "tini")]
     pub fn init(&mut self, init: bool) -> &mut Self {

@@ -12,6 +12,7 @@ use crate::compile_filesystem::filesystem;
 use crate::compile_process::{
     environment, process, programs, scheduling, seccomp, session, sysctls, time_offsets,
 };
+use crate::init::own_arguments;
 use crate::plan::{JoinTime, Op, Plan};
 use crate::stdio::Kind;
 use crate::sys::{self, CStringArray, PlanFd};
@@ -136,6 +137,7 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
     if command.init {
         ops.push(Op::Init {
             subreaper: !has(Namespace::Pid),
+            arguments: own_arguments(),
         });
         session(command, &mut ops);
     }

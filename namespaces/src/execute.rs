@@ -409,7 +409,10 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
         }
         Op::Keyring(name) => sys::join_session_keyring(name).map_err(Failure::of(Call::Keyctl)),
         Op::Gate(fd) => gate(plan, state, fd.in_child()),
-        Op::Init { subreaper } => init::go_on_below(*subreaper),
+        Op::Init {
+            subreaper,
+            arguments,
+        } => init::go_on_below(*subreaper, arguments),
         Op::Exec => Err(Failure {
             call: Call::Execve,
             errno: execute(plan),

@@ -1,6 +1,8 @@
 //! The tiny init: what a process does that goes on in a child of its own. The rules of
 //! [`crate::execute`] hold here too.
 
+use std::ops::Range;
+
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
@@ -13,7 +15,7 @@ const FAILED: i32 = 125;
 /// Clones a child, in which this returns; the caller stays behind as its init, and ends with it.
 ///
 /// All signals are blocked, before and afterwards.
-pub(crate) fn go_on_below(subreaper: bool) -> Result<(), Failure> {
+pub(crate) fn go_on_below(subreaper: bool, arguments: &Range<usize>) -> Result<(), Failure> {
     if subreaper {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(Failure::of(Call::Prctl))?;
@@ -36,15 +38,16 @@ pub(crate) fn go_on_below(subreaper: bool) -> Result<(), Failure> {
                 sys::exit(FAILED)
             }
         }
-        Ok(program) => be_init(program),
+        Ok(program) => be_init(program, arguments),
         Err(errno) => Err(Failure::of(Call::Clone)(errno)),
     }
 }
 
-fn be_init(program: u32) -> ! {
+fn be_init(program: u32, arguments: &Range<usize>) -> ! {
     // Of these a failure leaves nothing undone for the program.
     sys::close_all();
     let _ = rustix::thread::set_name(c"init");
+    forget_arguments(arguments);
     let _ = rustix::process::chdir(c"/");
     let Some(program) = i32::try_from(program).ok().and_then(Pid::from_raw) else {
         sys::exit(FAILED)
@@ -59,6 +62,32 @@ fn be_init(program: u32) -> ! {
             Err(_) => sys::exit(FAILED),
         }
     }
+}
+
+/// Puts other arguments in the place of the caller's, which may hold what is not for the program.
+fn forget_arguments(arguments: &Range<usize>) {
+    const CHUNK: usize = 256;
+    let mut bytes = [0; CHUNK];
+    for (to, from) in bytes.iter_mut().zip(b"init") {
+        *to = *from;
+    }
+    for start in arguments.clone().step_by(CHUNK) {
+        let length = arguments.end.saturating_sub(start).min(CHUNK);
+        sys::overwrite_own_memory(start, bytes.get(..length).unwrap_or_default());
+        bytes = [0; CHUNK];
+    }
+}
+
+/// Where the arguments of this process are in memory, see `proc_pid_stat(5)`.
+pub(crate) fn own_arguments() -> Range<usize> {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let mut fields = stat
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_ascii_whitespace()
+        .skip(45)
+        .map(|field| field.parse().unwrap_or(0));
+    fields.next().unwrap_or(0)..fields.next().unwrap_or(0)
 }
 
 /// Reaps whatever has ended; ends like the program when that has.

@@ -3,6 +3,7 @@
 //! Everything in it is ready to be handed to the kernel. The child only reads it.
 
 use std::ffi::CString;
+use std::ops::Range;
 use std::os::fd::RawFd;
 
 use rustix::process::{Resource, Rlimit};
@@ -197,6 +198,8 @@ pub(crate) enum Op {
     Init {
         /// Not PID 1 of a namespace.
         subreaper: bool,
+        /// Where in memory the arguments of this process are: the init shows them to everybody.
+        arguments: Range<usize>,
     },
     Rlimit(Resource, Rlimit),
     Umask(Option<u32>),

@@ -332,6 +332,33 @@ pub(crate) fn wait_for_signal() -> Result<(i32, bool)> {
     Ok((info.si_signo, info.si_code <= 0))
 }
 
+/// Writes over the memory of the calling process at `address`, in a child that does not use what is
+/// there. Nothing happens where there is no such memory.
+pub(crate) fn overwrite_own_memory(address: usize, bytes: &[u8]) {
+    let from = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let to = libc::iovec {
+        iov_base: ptr::without_provenance_mut(address),
+        iov_len: bytes.len(),
+    };
+    let own = rustix::process::getpid().as_raw_pid();
+    // SAFETY: the kernel reads the living slice, and writes where the caller says that nothing is
+    // that this process uses; an address that is not mapped is an error.
+    unsafe {
+        libc::syscall(
+            libc::SYS_process_vm_writev,
+            own,
+            &raw const from,
+            1,
+            &raw const to,
+            1,
+            0,
+        );
+    }
+}
+
 /// Sends a signal to a child that has not been waited for.
 pub(crate) fn kill(process: rustix::process::Pid, signal: i32) {
     // SAFETY: the call takes numbers. When the process has just ended there is nothing to signal.

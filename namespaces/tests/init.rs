@@ -22,7 +22,7 @@ fn below_init(script: &str) -> Command {
 
 #[test]
 fn it_is_pid_1_and_the_program_is_not() {
-    let script = "sleep 0.1; echo $$; cat /proc/1/comm; readlink /proc/1/exe; ls /proc/1/fd | wc -l; \
+    let script = "sleep 0.1; echo $$; cat /proc/1/comm; tr '\\0' ' ' < /proc/1/cmdline | sed 's/ *$/|/'; echo; readlink /proc/1/exe; ls /proc/1/fd | wc -l; \
                   grep -E '^(Uid|CapEff|NoNewPrivs)' /proc/1/status /proc/self/status | \
                   cut -d: -f2- | sort | uniq -c | wc -l";
     let mut command = below_init(script);
@@ -33,7 +33,7 @@ fn it_is_pid_1_and_the_program_is_not() {
     assert_eq!(lines.first(), Some(&"2"), "{text}");
     assert_eq!(lines.get(1), Some(&"init"), "{text}");
     // It cannot be looked into, by root of the namespace neither.
-    assert_eq!(lines.get(2..), Some(&["0", "3"][..]), "{output:?}");
+    assert_eq!(lines.get(2..), Some(&["init|", "0", "3"][..]), "{output:?}");
 }
 
 #[test]
