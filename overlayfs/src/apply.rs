@@ -42,7 +42,7 @@ impl Upper {
             unchanged,
             directories: BTreeSet::new(),
         };
-        for change in self.changes() {
+        for change in self.changes().with_links() {
             applying.apply(&change?)?;
         }
         applying.finish()?;

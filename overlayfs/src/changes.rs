@@ -167,7 +167,8 @@ impl Upper {
     /// was opened for writing and not written is no change. Files of the same size are
     /// compared byte by byte, and a change of times alone is one of metadata. The top
     /// directory is reported when its mode, owner or attributes changed; its time, which
-    /// every change touches, is left out.
+    /// every change touches, is left out. Which names share one file is not reported either:
+    /// [`Entry::file_id`](crate::Entry::file_id) tells.
     #[doc(alias = "diff")]
     pub fn changes(&self) -> Changes<'_> {
         let layers = &self.merged.layers;
@@ -176,6 +177,7 @@ impl Upper {
             upper: self,
             frames: Vec::new(),
             state: State::New,
+            with_links: false,
             names: has_copies.then(|| self.merged.walk()),
         }
     }
@@ -189,6 +191,9 @@ pub struct Changes<'a> {
     upper: &'a Upper,
     frames: Vec<Frame>,
     state: State,
+    /// Files that may have come to share, or to share no more, what they hold are reported too,
+    /// as modified in nothing.
+    with_links: bool,
     /// The merged tree, in search of names whose copy only the index knows.
     names: Option<Walk<'a>>,
 }
@@ -232,6 +237,16 @@ impl Iterator for Changes<'_> {
 }
 
 impl Changes<'_> {
+    pub(crate) fn with_links(mut self) -> Self {
+        self.with_links = true;
+        self
+    }
+
+    /// Whether a file that is there before and after is of any interest.
+    fn is_change(&self, contents: bool, metadata: bool, before: &Node, node: &Node) -> bool {
+        contents || metadata || (self.with_links && (before.has_links() || node.has_links()))
+    }
+
     fn advance(&mut self) -> Result<Option<Change>> {
         match self.state {
             State::Done => return Ok(None),
@@ -268,7 +283,7 @@ impl Changes<'_> {
             };
             let contents = self.contents_differ(&before, &node)?;
             let metadata = self.metadata_differs(&before, &node)?;
-            if contents || metadata {
+            if self.is_change(contents, metadata, &before, &node) {
                 let kind = ChangeKind::Modified { contents, metadata };
                 return Ok(Some(Change {
                     path: node.path,
@@ -391,7 +406,7 @@ impl Changes<'_> {
                 Some(before) => {
                     let contents = self.contents_differ(before, &node)?;
                     let metadata = self.metadata_differs(before, &node)?;
-                    if !contents && !metadata {
+                    if !self.is_change(contents, metadata, before, &node) {
                         return Ok(None);
                     }
                     ChangeKind::Modified { contents, metadata }

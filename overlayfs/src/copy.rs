@@ -398,54 +398,66 @@ impl<'a> Writer<'a> {
         below: Option<&Path>,
     ) -> Result<()> {
         let identity = (node.stat.st_dev, node.stat.st_ino);
-        if node.stat.st_nlink > 1
+        if node.has_links()
             && let Some(first) = self.links.get(&identity)
-            && self.link_to(first, to)
+            && self.link_to(first, to, path)?
         {
             return Ok(());
         }
-        if !self.share(node, from, to) {
+        if !self.share(node, from, to, path)? {
             self.write(node, from, to, path)?;
             if self.form == Form::Layer && node.contents == Contents::Missing {
                 // The other names of the file find its contents by the redirect alone.
-                let expected = below.filter(|_| node.stat.st_nlink == 1);
+                let expected = below.filter(|_| !node.has_links());
                 self.mark_redirect(node, expected, to, path)?;
             }
         }
-        if node.stat.st_nlink > 1 {
+        if node.has_links() {
             self.links.insert(identity, path.to_owned());
         }
         Ok(())
     }
 
-    fn link_to(&self, first: &Path, to: Spot<'_>) -> bool {
-        let Ok(directory) = self
+    /// Gives a file that was written already another name.
+    fn link_to(&self, first: &Path, to: Spot<'_>, path: &Path) -> Result<bool> {
+        let directory = self
             .target
-            .directory(first.parent().unwrap_or(Path::new("")))
-        else {
-            return false;
+            .directory(first.parent().unwrap_or(Path::new("")))?;
+        let from = Spot {
+            directory: directory.as_fd(),
+            name: first.file_name().unwrap_or_default(),
         };
-        let first = first.file_name().unwrap_or_default();
-        // Refused where a file has too many names already; a copy does then.
-        linkat(directory, first, to.directory, to.name, AtFlags::empty()).is_ok()
+        self.link(from, to, path)
     }
 
     /// Gives an unchanged file another name instead of copying it.
-    fn share(&self, node: &Node, from: Spot<'_>, to: Spot<'_>) -> bool {
-        let (Some(layer), Some(top)) = (self.share_from, node.top()) else {
-            return false;
-        };
-        top.layer != INDEX
-            && top.layer >= layer
-            && node.contents == Contents::Here
-            && linkat(
-                from.directory,
-                from.name,
-                to.directory,
-                to.name,
-                AtFlags::empty(),
-            )
-            .is_ok()
+    fn share(&self, node: &Node, from: Spot<'_>, to: Spot<'_>, path: &Path) -> Result<bool> {
+        match (self.share_from, node.top()) {
+            (Some(layer), Some(top))
+                if top.layer != INDEX && top.layer >= layer && node.contents == Contents::Here =>
+            {
+                self.link(from, to, path)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Makes a hard link, unless the file has too many names, is on another filesystem or may
+    /// not be linked: a copy does then.
+    fn link(&self, from: Spot<'_>, to: Spot<'_>, path: &Path) -> Result<bool> {
+        match linkat(
+            from.directory,
+            from.name,
+            to.directory,
+            to.name,
+            AtFlags::empty(),
+        ) {
+            Ok(()) => Ok(true),
+            Err(Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {
+                Ok(false)
+            }
+            Err(source) => Err(self.fail("link", path, source)),
+        }
     }
 
     fn write(&mut self, node: &Node, from: Spot<'_>, to: Spot<'_>, path: &Path) -> Result<()> {

@@ -57,6 +57,7 @@ pub(crate) fn explain(overlay: &Overlay, stack: &Stack<'_>, failure: Failure) ->
         Failure::Known(error) => return error,
         Failure::Kernel { step, log, source } => (step, log, source),
     };
+    let told = log.clone();
     let reason = match (step, source) {
         (Step::Configure(key), Errno::INVAL) if !is_directory(key) => {
             unsupported_word(overlay, key)
@@ -85,6 +86,16 @@ pub(crate) fn explain(overlay: &Overlay, stack: &Stack<'_>, failure: Failure) ->
         .or_else(|| {
             (source == Errno::INVAL)
                 .then(|| beyond_the_kernel(&parts, stack, &overlay.options.words()))?
+        })
+        .or_else(|| {
+            let (role, path) = (source == Errno::INVAL)
+                .then(|| features::first_unsuitable(overlay))
+                .flatten()?;
+            Some(Error::UnsuitableLayer {
+                role,
+                path,
+                log: told,
+            })
         })
         .unwrap_or(Error::Mount {
             step,
@@ -233,7 +244,15 @@ fn beyond_the_kernel(parts: &[Part<'_>], stack: &Stack<'_>, words: &[Word]) -> O
             since: word.since,
         });
     }
-    (!stack.data.is_empty()).then_some(Error::Unsupported {
+    let has = |key| words.iter().any(|word| word.key == key);
+    if has("userxattr") && has("verity") {
+        // Allowed since Linux 6.16.
+        return Some(Error::ConflictingOptions {
+            first: "userxattr",
+            second: "verity",
+        });
+    }
+    (!stack.data.is_empty() && !features::takes_data_only()).then_some(Error::Unsupported {
         feature: "data-only layers",
         since: "6.8",
     })

@@ -206,12 +206,14 @@ pub enum Error {
     },
 
     /// A filesystem that cannot be a layer at all.
-    #[error("the {role} {} is on a filesystem that overlayfs refuses as a layer; copy it to an ordinary filesystem", path.display())]
+    #[error("the {role} {} is on a filesystem that overlayfs refuses as a layer{}; copy it to an ordinary filesystem", path.display(), LogSuffix(log))]
     UnsuitableLayer {
         /// Which layer it is.
         role: Role,
         /// The layer.
         path: PathBuf,
+        /// The kernel's own words, if it left any in the log of the configuration.
+        log: Vec<String>,
     },
 
     /// Overlays over overlays, deeper than the kernel allows.

@@ -11,12 +11,12 @@ use rustix::mount::{
 };
 
 use crate::diagnose::Failure;
-use crate::error::{Error, Result, Step};
+use crate::error::{Error, Result, Role, Step};
 use crate::fsconfig;
 use crate::layer::Layer;
 use crate::legacy::{PRIVATE_TARGET, on_private_thread};
 use crate::options::{
-    Index, Marks, Metacopy, NfsExport, Options, RedirectDir, Sync, Uuid, Verity, Word, Xino,
+    Fsync, Index, Marks, Metacopy, NfsExport, Options, RedirectDir, Uuid, Verity, Word, Xino,
 };
 use crate::overlay::Overlay;
 
@@ -52,11 +52,15 @@ pub struct Features {
     pub xino: bool,
     /// [`NfsExport::On`] (Linux 4.16).
     pub nfs_export: bool,
-    /// [`Sync::Volatile`] (Linux 5.10).
+    /// [`Fsync::Volatile`] (Linux 5.10).
     pub volatile: bool,
+    /// [`Fsync::Strict`] (Linux 7.0 and 6.18.21).
+    pub fsync_strict: bool,
     /// [`Marks::User`] (Linux 5.11).
     pub user_marks: bool,
-    /// [`Uuid::On`] (Linux 6.6).
+    /// [`Uuid::Off`] (Linux 5.8).
+    pub uuid_off: bool,
+    /// The other values of [`Uuid`] (Linux 6.6).
     pub uuid: bool,
     /// [`Verity::On`] (Linux 6.6). That the filesystem of the contents has fs-verity is
     /// another matter.
@@ -86,8 +90,10 @@ impl Features {
                 nfs_export: ground.takes(indexed.clone().nfs_export(NfsExport::On)),
                 index: ground.takes(indexed),
                 xino: ground.takes(plain.clone().xino(Xino::On)),
-                volatile: ground.takes(plain.clone().sync(Sync::Volatile)),
+                volatile: ground.takes(plain.clone().fsync(Fsync::Volatile)),
+                fsync_strict: ground.takes(plain.clone().fsync(Fsync::Strict)),
                 user_marks: ground.takes(plain.clone().marks(Marks::User)),
+                uuid_off: ground.takes(plain.clone().uuid(Uuid::Off)),
                 uuid: ground.takes(plain.clone().uuid(Uuid::On)),
                 verity: ground.takes(plain.verity(Verity::On)),
             }
@@ -101,6 +107,31 @@ pub(crate) fn first_unknown(words: &[Word]) -> Option<Word> {
         words.iter().copied().find(|word| {
             let overlay = ground.overlay(Options::new());
             overlay.try_mount_with(&[*word]).is_err()
+        })
+    })
+    .ok()
+    .flatten()
+}
+
+/// Whether this kernel takes data-only layers.
+pub(crate) fn takes_data_only() -> bool {
+    on_ground(Ground::takes_data_only).unwrap_or(false)
+}
+
+/// The first of the lower layers that the kernel refuses whatever it is stacked with.
+pub(crate) fn first_unsuitable(overlay: &Overlay) -> Option<(Role, PathBuf)> {
+    let lowers = overlay.lowers.iter().map(|layer| (Role::Lower, layer));
+    let data = overlay.data.iter().map(|layer| (Role::DataOnly, layer));
+    on_ground(|ground| {
+        lowers.chain(data).find_map(|(role, layer)| {
+            let opened = layer.open_again(role).ok()?;
+            let alone = Overlay::bottom_up([opened.path.as_path()])
+                .upper(ground.directory(), ground.directory());
+            let refused = matches!(
+                alone.try_mount_with(&[]),
+                Err(Failure::Kernel { source, .. }) if source == rustix::io::Errno::INVAL
+            );
+            refused.then_some((role, opened.path))
         })
     })
     .ok()
@@ -196,7 +227,7 @@ impl Ground {
     fn takes_descriptors(&self) -> bool {
         let (Ok(fs), Ok(directory)) = (
             fsconfig::open(),
-            crate::layer::open_directory(&self.directory(), crate::error::Role::Lower),
+            crate::layer::open_directory(&self.directory(), Role::Lower),
         ) else {
             return false;
         };

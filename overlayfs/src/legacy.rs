@@ -214,7 +214,7 @@ impl<'a> Named<'a> {
 
 impl Layer {
     /// Opens the same directory in the mount namespace that the thread is in now.
-    fn open_again(&self, role: Role) -> Result<Opened<'_>, Error> {
+    pub(crate) fn open_again(&self, role: Role) -> Result<Opened<'_>, Error> {
         let before = self.open(role)?;
         if before.given.is_some() {
             return Ok(before);

@@ -36,10 +36,10 @@ pub use marks::{
     BadMark, EntryMarks, Opaque, Origin, Redirect, VerityDigest, Whiteout, write_impure,
     write_metacopy, write_opaque, write_origin, write_redirect,
 };
-pub use merged::{Entry, Kind, Merged, Metadata, Walk};
+pub use merged::{Entry, FileId, Kind, Merged, Metadata, Walk};
 pub use mounted::{Mounted, attach};
 pub use options::{
-    Index, Marks, Metacopy, NfsExport, Options, RedirectDir, Sync, Uuid, Verity, Xino,
+    Fsync, Index, Marks, Metacopy, NfsExport, Options, RedirectDir, Uuid, Verity, Xino,
 };
 pub use overlay::{Interface, MAX_LOWER_LAYERS, Overlay};
 pub use squash::Below;

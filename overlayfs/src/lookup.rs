@@ -81,6 +81,13 @@ impl Node {
         self.stack.first()
     }
 
+    /// Whether the file may have other names in the merged tree. A copy in the index has the
+    /// names of what it is a copy of, and perhaps no other link.
+    pub(crate) fn has_links(&self) -> bool {
+        !self.is_directory()
+            && (self.stat.st_nlink > 1 || self.top().is_some_and(|place| place.layer == INDEX))
+    }
+
     /// The same directory without what the layers above `layer` have of it.
     pub(crate) fn without_above(&self, layer: usize) -> Node {
         let stack = self

@@ -97,6 +97,12 @@ pub struct Metadata {
     pub modified: SystemTime,
 }
 
+/// What tells one file from every other one: names with equal ids are hard links of one file.
+///
+/// It is the device and inode number in the layer, of the copy that a mount would show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(u64, u64);
+
 pub(crate) fn metadata(stat: &Stat) -> Metadata {
     let kind = Kind::of(stat);
     let is_device = matches!(kind, Kind::CharacterDevice | Kind::BlockDevice);
@@ -289,6 +295,12 @@ impl<'a> Entry<'a> {
     /// Its metadata.
     pub fn metadata(&self) -> Metadata {
         metadata(&self.node.stat)
+    }
+
+    /// What it has in common with its other names, and with nothing else.
+    #[doc(alias = "hard link")]
+    pub fn file_id(&self) -> FileId {
+        FileId(self.node.stat.st_dev, self.node.stat.st_ino)
     }
 
     /// The layers that have a part of it, as indexes from the bottom, topmost first.

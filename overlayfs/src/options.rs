@@ -84,13 +84,17 @@ pub enum Verity {
     Off,
 }
 
-/// What `fsync` and `sync` do to the upper layer.
+/// When what is copied up, and what is synced, reaches the disk (`fsync`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[doc(alias = "volatile")]
 #[doc(alias = "fsync")]
-pub enum Sync {
-    /// Everything is synced as on any filesystem.
-    Honest,
+pub enum Fsync {
+    /// Contents are synced before a copied-up file takes its place, and callers' syncs are
+    /// obeyed. What the kernel does unless told otherwise.
+    Auto,
+    /// As `Auto`, and directories and copied-up metadata are synced too (`fsync=strict`,
+    /// Linux 7.0 and 6.18.21).
+    Strict,
     /// All syncing is left out (`volatile`, Linux 5.10). After a crash the upper layer must
     /// be thrown away; a later mount over it is refused.
     Volatile,
@@ -130,7 +134,7 @@ pub struct Options {
     pub(crate) nfs_export: Option<NfsExport>,
     pub(crate) uuid: Option<Uuid>,
     pub(crate) verity: Option<Verity>,
-    pub(crate) sync: Option<Sync>,
+    pub(crate) fsync: Option<Fsync>,
     pub(crate) marks: Option<Marks>,
 }
 
@@ -182,9 +186,9 @@ impl Options {
         self
     }
 
-    /// Sets what `fsync` does.
-    pub fn sync(mut self, value: Sync) -> Self {
-        self.sync = Some(value);
+    /// Sets when things reach the disk.
+    pub fn fsync(mut self, value: Fsync) -> Self {
+        self.fsync = Some(value);
         self
     }
 
@@ -234,7 +238,12 @@ impl Options {
         }
         if let Some(value) = self.uuid {
             let (value, since) = match value {
-                Uuid::On => ("on", "6.6"),
+                Uuid::On => {
+                    // Before 6.6 the kernel has a word "on" too, which stands for no UUID: to be
+                    // asked for what it does not know stops it from taking that for this.
+                    add("uuid", Some("auto"), "6.6");
+                    ("on", "6.6")
+                }
                 Uuid::Auto => ("auto", "6.6"),
                 Uuid::Null => ("null", "6.6"),
                 Uuid::Off => ("off", "5.8"),
@@ -249,8 +258,11 @@ impl Options {
             };
             add("verity", Some(value), "6.6");
         }
-        if self.sync == Some(Sync::Volatile) {
-            add("volatile", None, "5.10");
+        match self.fsync {
+            Some(Fsync::Volatile) => add("volatile", None, "5.10"),
+            Some(Fsync::Strict) => add("fsync", Some("strict"), "7.0 or 6.18.21"),
+            // Older kernels do the same, but do not know the word.
+            Some(Fsync::Auto) | None => {}
         }
         words
     }
@@ -266,8 +278,9 @@ impl Options {
             || matches!(self.verity, Some(Verity::On | Verity::Require))
     }
 
-    /// Refuses what the kernel would refuse with a bare `EINVAL`.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Refuses what the kernel would refuse with a bare `EINVAL`. An overlay that is not
+    /// `writable` renames nothing, so that following redirects is all that it can do.
+    pub(crate) fn check(&self, writable: bool) -> Result<()> {
         let marks = self.mark_names();
         let metacopy = self.metacopy == Some(Metacopy::On);
         let conflicts = [
@@ -289,9 +302,9 @@ impl Options {
             ),
             (
                 metacopy
-                    && self
-                        .redirect_dir
-                        .is_some_and(|value| value != RedirectDir::On),
+                    && self.redirect_dir.is_some_and(|value| {
+                        value != RedirectDir::On && (writable || value != RedirectDir::Follow)
+                    }),
                 "metacopy=on",
                 "redirect_dir other than on",
             ),

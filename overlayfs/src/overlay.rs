@@ -151,11 +151,9 @@ impl Overlay {
 
     /// Vouches that no mounted overlay uses the upper layer or the work directory.
     ///
-    /// Otherwise the kernel is asked whether one does, unless both are as new. Asking takes
-    /// longer than mounting: the kernel has to make half of an overlay to find out, and says
-    /// in its log (`dmesg`) that the other half was not to be had. What is not recognised is
-    /// an upper layer that is in use with another work directory while nothing has been
-    /// written to it yet.
+    /// Otherwise the kernel is asked whether one does. Asking takes about as long as mounting:
+    /// the kernel has to make half of an overlay to find out, and says in its log (`dmesg`)
+    /// that the other half was not to be had.
     pub fn exclusive(mut self) -> Self {
         self.exclusive = true;
         self
@@ -187,24 +185,26 @@ impl Overlay {
         let target = target.as_ref();
         let directory = crate::layer::open_directory(target, Role::Target)?;
         if self.interface == Interface::Classic {
-            let stack = self.open()?;
-            let _lock = workdir::prepare(self, &stack)?;
-            legacy::mount_onto(self, &stack, &directory, &self.options.words())
-                .map_err(|failure| diagnose::explain(self, &stack, failure))?;
-            return mounted::adopt(target, &directory);
+            return self.mount_classic(target, &directory);
         }
         match self.mount_detached() {
             Ok(mount) => mounted::attach_to(mount, target, &directory),
             // Neither the new mount API nor a namespace to take the mount out of.
             Err(error) if self.interface == Interface::Auto && error.lacks_mount_api() => {
-                let stack = self.open()?;
-                let _lock = workdir::prepare(self, &stack)?;
-                legacy::mount_onto(self, &stack, &directory, &self.options.words())
-                    .map_err(|failure| diagnose::explain(self, &stack, failure))?;
-                mounted::adopt(target, &directory)
+                self.mount_classic(target, &directory)
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn mount_classic(&self, target: &Path, directory: &OwnedFd) -> Result<Mounted> {
+        let stack = self.open()?;
+        let work = workdir::prepare(self, &stack)?;
+        legacy::mount_onto(self, &stack, directory, &self.options.words())
+            .map_err(|failure| diagnose::explain(self, &stack, failure))?;
+        let mounted = mounted::adopt(target, directory)?;
+        work.verify(&stack)?;
+        Ok(mounted)
     }
 
     /// Mounts the overlay without attaching it anywhere.
@@ -219,9 +219,12 @@ impl Overlay {
     #[doc(alias = "fsmount")]
     pub fn mount_detached(&self) -> Result<OwnedFd> {
         let stack = self.open()?;
-        let _lock = workdir::prepare(self, &stack)?;
-        self.try_mount(&stack, &self.options.words())
-            .map_err(|failure| diagnose::explain(self, &stack, failure))
+        let work = workdir::prepare(self, &stack)?;
+        let mount = self
+            .try_mount(&stack, &self.options.words())
+            .map_err(|failure| diagnose::explain(self, &stack, failure))?;
+        work.verify(&stack)?;
+        Ok(mount)
     }
 
     fn try_mount(&self, stack: &Stack<'_>, words: &[Word]) -> Result<OwnedFd, Failure> {
@@ -263,7 +266,7 @@ impl Overlay {
         if lowers == 0 || (lowers == 1 && self.upper.is_none()) {
             return Err(Error::TooFewLayers { lowers });
         }
-        self.options.check()?;
+        self.options.check(self.upper.is_some())?;
         let upper = match &self.upper {
             None => None,
             Some((upper, work)) => Some(Pair {

@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{
     Access, AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, accessat, fgetxattr, flock,
@@ -19,15 +21,51 @@ use crate::overlay::{Overlay, Pair, Stack};
 
 /// Held while an overlay is being mounted, so that two callers who want the same work
 /// directory do not both find it free.
-pub(crate) struct Lock(
-    #[expect(dead_code, reason = "the lock goes with the descriptor")] Option<OwnedFd>,
-);
+pub(crate) struct Prepared(Option<Lock>);
+
+/// The work directory, locked.
+struct Lock(OwnedFd);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread is just starting has the
+        // descriptor too until it executes its program.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// For the same reason an overlay that was just unmounted may still be there for a moment.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_millis(2);
+
+impl Prepared {
+    /// Checks, once the overlay is mounted and has made something in the work directory, that the
+    /// filesystem gives the types of entries. Where it does not, the kernel lists whiteouts as
+    /// files, and says so in its log alone.
+    pub(crate) fn verify(&self, stack: &Stack<'_>) -> Result<()> {
+        let (Some(Lock(directory)), Some(pair)) = (&self.0, &stack.upper) else {
+            return Ok(());
+        };
+        let fail = |source| Error::io("read the work directory", &pair.work.path, source);
+        for entry in Dir::read_from(directory).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            // The entries for the directory itself have a type on any filesystem.
+            if entry.file_name() == c"work" && entry.file_type() == FileType::Unknown {
+                return Err(Error::UnsuitableUpper {
+                    upper: pair.upper.path.clone(),
+                    missing: "file types in its directory entries (d_type)",
+                });
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Checks the work directory, what its filesystem can hold, and that no mount uses it or the upper
 /// layer.
-pub(crate) fn prepare(overlay: &Overlay, stack: &Stack<'_>) -> Result<Lock> {
+pub(crate) fn prepare(overlay: &Overlay, stack: &Stack<'_>) -> Result<Prepared> {
     let Some(pair) = &stack.upper else {
-        return Ok(Lock(None));
+        return Ok(Prepared(None));
     };
     let work = &pair.work;
     let directory = openat(
@@ -42,21 +80,21 @@ pub(crate) fn prepare(overlay: &Overlay, stack: &Stack<'_>) -> Result<Lock> {
         Err(Errno::WOULDBLOCK) => return Err(in_use(pair)),
         Err(source) => return Err(Error::io("lock the work directory", &work.path, source)),
     }
+    let lock = Lock(directory);
     if (!overlay.tolerates_missing_xattrs || overlay.options.needs_xattrs())
-        && let Some(missing) = missing_xattrs(&directory, overlay.options.mark_names())
+        && let Some(missing) = missing_xattrs(&lock.0, overlay.options.mark_names())
     {
         return Err(Error::UnsuitableUpper {
             upper: pair.upper.path.clone(),
             missing,
         });
     }
-    let (mut was_used, mut has_types) = (false, false);
-    let entries = Dir::read_from(&directory)
+    let mut was_used = false;
+    let entries = Dir::read_from(&lock.0)
         .map_err(|source| Error::io("read the work directory", &work.path, source))?;
     for entry in entries {
         let entry =
             entry.map_err(|source| Error::io("read the work directory", &work.path, source))?;
-        has_types |= entry.file_type() != FileType::Unknown;
         let name = entry.file_name().to_bytes();
         // What earlier mounts left, and the one that is there has made; the kernel cleans it.
         was_used |= name == b"work";
@@ -67,24 +105,18 @@ pub(crate) fn prepare(overlay: &Overlay, stack: &Stack<'_>) -> Result<Lock> {
             });
         }
     }
-    // Even an empty directory has two entries. The kernel would mount it all the same, and then list
-    // whiteouts as files.
-    if !has_types {
-        return Err(Error::UnsuitableUpper {
-            upper: pair.upper.path.clone(),
-            missing: "file types in its directory entries (d_type)",
-        });
-    }
     // The kernel makes something in the work directory of every mount, so one that has
-    // nothing is not in use. An upper layer tells less, but in the usual case of a new pair
-    // nothing needs to be asked.
-    let ask_upper = was_used || !is_empty(&pair.upper);
-    if !overlay.exclusive
-        && ((ask_upper && is_used(stack, &pair.upper)) || (was_used && is_used(stack, work)))
+    // nothing is not in use. An upper layer does not tell.
+    let mut tries = 0;
+    while !overlay.exclusive && (is_used(stack, &pair.upper) || (was_used && is_used(stack, work)))
     {
-        return Err(in_use(pair));
+        tries += 1;
+        if tries == TRIES {
+            return Err(in_use(pair));
+        }
+        thread::sleep(PAUSE);
     }
-    Ok(Lock(Some(directory)))
+    Ok(Prepared(Some(lock)))
 }
 
 /// What the filesystem lacks, if it cannot hold the marks: the kernel would mount it all the same and
@@ -98,18 +130,6 @@ fn missing_xattrs(directory: &OwnedFd, marks: Marks) -> Option<&'static str> {
         ),
     };
     (fgetxattr(directory, name, &mut [0_u8; 1]) == Err(Errno::OPNOTSUPP)).then_some(missing)
-}
-
-fn is_empty(directory: &Opened<'_>) -> bool {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(directory) = openat(directory.as_fd(), c".", flags, Mode::empty()) else {
-        return false;
-    };
-    Dir::read_from(&directory).is_ok_and(|entries| {
-        entries
-            .flatten()
-            .all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."))
-    })
 }
 
 pub(crate) fn in_use(pair: &Pair<'_>) -> Error {

@@ -6,8 +6,8 @@ use std::fs;
 
 use common::Scratch;
 use overlayfs::{
-    Error, Interface, MAX_LOWER_LAYERS, Marks, Metacopy, Mounted, NfsExport, Options, Overlay,
-    RedirectDir, Role, Sync,
+    Error, Features, Fsync, Index, Interface, MAX_LOWER_LAYERS, Marks, Metacopy, Mounted,
+    NfsExport, Options, Overlay, RedirectDir, Role, Verity,
 };
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
@@ -223,6 +223,26 @@ fn a_second_mount_over_one_upper_or_work_is_refused() {
 
 #[test]
 #[ignore = "needs root"]
+fn an_upper_in_use_is_refused_also_while_nothing_is_in_it() {
+    for interface in INTERFACES {
+        let case = Case::new();
+        case.scratch.dir("work2");
+        let overlay = |work: &str| {
+            Overlay::bottom_up([case.scratch.path("base")])
+                .upper(case.scratch.path("upper"), case.scratch.path(work))
+                .interface(interface)
+        };
+        let first = overlay("work").mount_detached().unwrap();
+        let error = overlay("work2").mount_detached().map(drop).unwrap_err();
+        assert!(matches!(error, Error::UpperInUse { .. }), "{error}");
+        // The kernel would not mind.
+        overlay("work2").exclusive().mount_detached().unwrap();
+        drop(first);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn too_few_and_too_many_layers_are_counted() {
     let case = Case::new();
     let base = case.scratch.path("base");
@@ -280,6 +300,16 @@ fn options_that_exclude_each_other_are_named() {
                 .redirect_dir(RedirectDir::NoFollow),
             "metacopy=on",
         ),
+        (
+            Options::new().nfs_export(NfsExport::On).index(Index::Off),
+            "nfs_export=on",
+        ),
+        (
+            Options::new()
+                .metacopy(Metacopy::Off)
+                .verity(Verity::Require),
+            "metacopy=off",
+        ),
     ];
     for (options, word) in cases {
         let error = Overlay::bottom_up([case.scratch.path("base")])
@@ -312,7 +342,7 @@ fn a_volatile_upper_that_was_unmounted_must_be_confirmed() {
     let case = Case::new();
     let overlay = Overlay::bottom_up([case.scratch.path("base")])
         .upper(case.scratch.path("upper"), case.scratch.path("work"))
-        .options(Options::new().sync(Sync::Volatile));
+        .options(Options::new().fsync(Fsync::Volatile));
     overlay
         .mount(case.scratch.path("merged"))
         .unwrap()
@@ -394,6 +424,58 @@ fn a_read_only_upper_is_named() {
         .unwrap();
         let error = case.error(&["base"], "upper", "work", interface);
         assert!(matches!(error, Error::ReadOnlyUpper { .. }), "{error}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_upper_without_file_types_in_its_directories_is_unsuitable() {
+    for interface in [Interface::Auto, Interface::OnePage, Interface::Classic] {
+        let case = Case::new();
+        let typeless = common::OnLoop::made_by("mke2fs", &["-q", "-t", "ext2", "-O", "^filetype"]);
+        let overlay = || {
+            Overlay::bottom_up([case.scratch.path("base")])
+                .upper(typeless.dir("upper"), typeless.dir("work"))
+                .interface(interface)
+        };
+        let merged = case.scratch.path("merged");
+        let error = overlay().mount(&merged).map(drop).unwrap_err();
+        assert!(
+            matches!(error, Error::UnsuitableUpper { missing, .. } if missing.contains("d_type")),
+            "{error}"
+        );
+        assert!(fs::read_dir(&merged).unwrap().next().is_none());
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_layer_that_the_kernel_refuses_is_named_with_the_kernels_reason() {
+    for interface in INTERFACES {
+        let case = Case::new();
+        // Its names are compared by rules of its own.
+        let error = Overlay::bottom_up([case.scratch.path("base")])
+            .above("/proc/sys/kernel")
+            .upper(case.scratch.path("upper"), case.scratch.path("work"))
+            .interface(interface)
+            .mount(case.scratch.path("merged"))
+            .map(drop)
+            .unwrap_err();
+        let Error::UnsuitableLayer { role, path, log } = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(
+            (*role, path.to_str()),
+            (Role::Lower, Some("/proc/sys/kernel"))
+        );
+        // Before 6.5 the kernel says it to all the world only.
+        let has_log = interface == Interface::Auto && Features::probe().unwrap().single_layers;
+        assert_eq!(log.is_empty(), !has_log, "{error}");
+        assert_eq!(
+            error.to_string().contains("not supported"),
+            has_log,
+            "{error}"
+        );
     }
 }
 

@@ -6,12 +6,12 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 
-use common::{Scratch, fd_path};
+use common::{Holder, Scratch, fd_path};
 use overlayfs::{
-    Error, Features, Interface, Layer, MAX_LOWER_LAYERS, Marks, Merged, Metacopy, Options, Overlay,
-    Redirect, RedirectDir, Uuid, Verity,
+    Error, Features, Fsync, Index, Interface, Layer, MAX_LOWER_LAYERS, Marks, Merged, Metacopy,
+    NfsExport, Options, Overlay, Redirect, RedirectDir, Uuid, Verity, Xino,
 };
 
 const INTERFACES: [Interface; 3] = [Interface::Auto, Interface::OnePage, Interface::Classic];
@@ -72,7 +72,7 @@ fn deep(scratch: &Scratch, name: &str) -> PathBuf {
 #[test]
 #[ignore = "needs root"]
 fn paths_longer_than_the_kernels_limit_can_be_layers() {
-    for interface in [Interface::Auto, Interface::Classic] {
+    for interface in INTERFACES {
         let scratch = Scratch::new();
         let (base, upper) = (deep(&scratch, "base"), deep(&scratch, "both"));
         assert!(base.as_os_str().len() > 4096);
@@ -92,6 +92,52 @@ fn paths_longer_than_the_kernels_limit_can_be_layers() {
             fs::read_to_string(fd_path(&both).join("upper/file")).unwrap(),
             "file"
         );
+    }
+}
+
+/// As many layers as there can be, each with a path as long as there can be, and by each kind
+/// of name: so much is too long for any page.
+#[test]
+#[ignore = "needs root"]
+fn five_hundred_layers_can_have_the_longest_paths() {
+    let ways = INTERFACES
+        .map(|interface| (interface, false))
+        .into_iter()
+        .chain([(Interface::OnePage, true)]);
+    for (interface, by_descriptor) in ways {
+        let scratch = Scratch::new();
+        let mut parent = scratch.dir("layers");
+        while parent.as_os_str().len() < 3800 {
+            parent.push("a,b:c\\d ".repeat(20));
+        }
+        parent.push("p".repeat(4095 - 4 - 1 - parent.as_os_str().len()));
+        fs::create_dir_all(&parent).unwrap();
+        let layers: Vec<PathBuf> = (0..MAX_LOWER_LAYERS)
+            .map(|number| parent.join(format!("{number:03}")))
+            .collect();
+        for layer in &layers {
+            // With its final NUL it is PATH_MAX.
+            assert_eq!(layer.as_os_str().len(), 4095);
+            fs::create_dir(layer).unwrap();
+            fs::write(
+                fd_path(&overlayfs_open(layer)).join(layer.file_name().unwrap()),
+                "",
+            )
+            .unwrap();
+        }
+        let overlay = if by_descriptor {
+            Overlay::bottom_up(layers.iter().map(|layer| overlayfs_open(layer)))
+        } else {
+            Overlay::bottom_up(&layers)
+        };
+        let mounted = overlay
+            .upper(scratch.dir("upper"), scratch.dir("work"))
+            .interface(interface)
+            .mount(scratch.dir("merged"))
+            .unwrap();
+        let seen = fs::read_dir(mounted.target()).unwrap().count();
+        assert_eq!(seen, MAX_LOWER_LAYERS, "{interface:?} {by_descriptor}");
+        mounted.close().unwrap();
     }
 }
 
@@ -145,12 +191,50 @@ fn features_are_what_mounting_shows() {
                 scratch.dir(&format!("upper{number}")),
                 scratch.dir(&format!("work{number}")),
             )
+            // Tmpfs has attributes for ordinary users since Linux 6.6.
+            .tolerate_missing_xattrs()
             .options(options)
             .mount_detached()
     };
     let asked = [
+        (
+            features.redirect_dir,
+            Options::new().redirect_dir(RedirectDir::On),
+            "redirect_dir",
+        ),
+        (
+            features.metacopy,
+            Options::new().metacopy(Metacopy::On),
+            "metacopy",
+        ),
+        (features.index, Options::new().index(Index::On), "index"),
+        (features.xino, Options::new().xino(Xino::On), "xino"),
+        (
+            features.nfs_export,
+            Options::new().index(Index::On).nfs_export(NfsExport::On),
+            "nfs_export",
+        ),
+        (
+            features.volatile,
+            Options::new().fsync(Fsync::Volatile),
+            "volatile",
+        ),
+        (
+            features.fsync_strict,
+            Options::new().fsync(Fsync::Strict),
+            "fsync",
+        ),
+        (true, Options::new().fsync(Fsync::Auto), "fsync"),
+        (features.uuid_off, Options::new().uuid(Uuid::Off), "uuid"),
         (features.uuid, Options::new().uuid(Uuid::On), "uuid"),
+        (features.uuid, Options::new().uuid(Uuid::Auto), "uuid"),
+        (features.uuid, Options::new().uuid(Uuid::Null), "uuid"),
         (features.verity, Options::new().verity(Verity::On), "verity"),
+        (
+            features.verity,
+            Options::new().verity(Verity::Require),
+            "verity",
+        ),
         (
             features.user_marks,
             Options::new().marks(Marks::User),
@@ -168,6 +252,121 @@ fn features_are_what_mounting_shows() {
                 );
             }
         }
+    }
+}
+
+/// The mount table says what the kernel made of the options.
+#[test]
+#[ignore = "needs root"]
+fn options_are_the_ones_that_the_mount_table_shows() {
+    let features = Features::probe().unwrap();
+    let (other, scratch) = (Scratch::new(), Scratch::new());
+    let shown = |options: Options| {
+        let number = fs::read_dir(scratch.path("")).unwrap().count();
+        // With one filesystem xino has nothing to do, and with two uuid=off is no choice.
+        let base = if options == Options::new().xino(Xino::On) {
+            other.dir("base")
+        } else {
+            scratch.dir("base")
+        };
+        let mounted = Overlay::bottom_up([base])
+            .upper(
+                scratch.dir(&format!("upper{number}")),
+                scratch.dir(&format!("work{number}")),
+            )
+            // Tmpfs has attributes for ordinary users since Linux 6.6.
+            .tolerate_missing_xattrs()
+            .options(options)
+            .mount(scratch.dir("merged"))
+            .unwrap();
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let line = table
+            .lines()
+            .find(|line| line.contains(mounted.target().to_str().unwrap()))
+            .unwrap();
+        let options = line.rsplit(' ').next().unwrap().to_owned();
+        mounted.close().unwrap();
+        options
+    };
+    // Only what is not the kernel's own choice is shown.
+    let mut asked = vec![
+        (
+            Options::new()
+                .redirect_dir(RedirectDir::On)
+                .metacopy(Metacopy::On),
+            vec!["redirect_dir=on", "metacopy=on"],
+        ),
+        (
+            Options::new().redirect_dir(RedirectDir::NoFollow),
+            vec!["redirect_dir=nofollow"],
+        ),
+        (
+            Options::new().index(Index::On).nfs_export(NfsExport::On),
+            vec!["index=on", "nfs_export=on"],
+        ),
+        (Options::new().xino(Xino::On), vec!["xino=on"]),
+        (Options::new().uuid(Uuid::Off), vec!["uuid=off"]),
+        (Options::new().fsync(Fsync::Volatile), vec!["volatile"]),
+        (Options::new().marks(Marks::User), vec!["userxattr"]),
+    ];
+    if features.uuid {
+        asked.push((Options::new().uuid(Uuid::On), vec!["uuid=on"]));
+        asked.push((Options::new().uuid(Uuid::Null), vec!["uuid=null"]));
+    }
+    if features.verity {
+        asked.push((Options::new().verity(Verity::On), vec!["verity=on"]));
+        asked.push((
+            Options::new().verity(Verity::Require),
+            vec!["verity=require"],
+        ));
+    }
+    if features.fsync_strict {
+        asked.push((Options::new().fsync(Fsync::Strict), vec!["fsync=strict"]));
+    }
+    for (options, words) in asked {
+        let line = shown(options);
+        for word in words {
+            assert!(
+                line.split(',').any(|shown| shown.ends_with(word)),
+                "{word}: {line}"
+            );
+        }
+    }
+}
+
+/// A handle of a file in an overlay that can be exported opens that file again.
+#[test]
+#[ignore = "needs root"]
+fn an_overlay_that_can_be_exported_gives_handles() {
+    let scratch = Scratch::new();
+    scratch.write("base/file", "file");
+    for (export, works) in [(NfsExport::On, true), (NfsExport::Off, false)] {
+        let mounted = Overlay::bottom_up([scratch.path("base")])
+            .upper(
+                scratch.dir(&format!("upper{works}")),
+                scratch.dir(&format!("work{works}")),
+            )
+            .options(Options::new().index(Index::On).nfs_export(export))
+            .mount(scratch.dir("merged"))
+            .unwrap();
+        let script = "import ctypes, os, sys\n\
+            libc = ctypes.CDLL(None, use_errno=True)\n\
+            handle = ctypes.create_string_buffer(b'\\x80\\0\\0\\0', 136)\n\
+            mount = ctypes.c_int()\n\
+            if libc.name_to_handle_at(-100, sys.argv[1].encode(), handle, ctypes.byref(mount), 0):\n\
+            \x20   sys.exit(3)\n\
+            at = os.open(sys.argv[2], os.O_RDONLY)\n\
+            fd = libc.open_by_handle_at(at, handle, os.O_RDONLY)\n\
+            sys.stdout.write(os.read(fd, 100).decode() if fd >= 0 else os.strerror(ctypes.get_errno()))\n";
+        let output = Command::new("python3")
+            .args(["-c", script])
+            .arg(mounted.target().join("file"))
+            .arg(mounted.target())
+            .output()
+            .unwrap();
+        let read = String::from_utf8_lossy(&output.stdout) == "file";
+        assert_eq!(read, works, "{export:?}: {output:?}");
+        mounted.close().unwrap();
     }
 }
 
@@ -216,38 +415,6 @@ fn contents_can_come_from_a_data_only_layer() {
     }
 }
 
-/// A process in a user namespace whose root is user 100,000 here.
-struct Holder(Child);
-
-impl Holder {
-    fn new() -> Self {
-        let child = Command::new("unshare")
-            .args(["--user", "sleep", "60"])
-            .spawn()
-            .unwrap();
-        let process = PathBuf::from(format!("/proc/{}", child.id()));
-        let own = fs::read_link("/proc/self/ns/user").unwrap();
-        while fs::read_link(process.join("ns/user")).unwrap() == own {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        for map in ["uid_map", "gid_map"] {
-            fs::write(process.join(map), "0 100000 65536").unwrap();
-        }
-        Holder(child)
-    }
-
-    fn namespace(&self) -> fs::File {
-        fs::File::open(format!("/proc/{}/ns/user", self.0.id())).unwrap()
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 #[ignore = "needs root"]
 fn idmapped_layers_show_other_owners() {
@@ -255,7 +422,10 @@ fn idmapped_layers_show_other_owners() {
     scratch.write("base/file", "");
     let holder = Holder::new();
     // On a filesystem that can be idmapped: tmpfs can since Linux 6.3, ext4 since 5.12.
-    let made = overlayfs::idmapped(scratch.path("base"), holder.namespace());
+    let made = overlayfs::idmapped(
+        scratch.path("base"),
+        fs::File::open(holder.namespace_path()).unwrap(),
+    );
     if kernel() < (6, 3) {
         let error = made.unwrap_err();
         assert!(matches!(error, Error::Mount { .. }), "{error}");

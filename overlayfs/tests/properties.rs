@@ -6,13 +6,13 @@ mod operations;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::Scratch;
 use operations::{Facts, Operation, of_directory, of_merged, operations, perform};
 use overlayfs::{
-    Below, CopyOptions, Durability, Error, Index, Merged, Metacopy, Options, Overlay, RedirectDir,
-    Upper, Xino,
+    Below, Change, ChangeKind, CopyOptions, Durability, Error, Index, Merged, Metacopy, Options,
+    Overlay, RedirectDir, Upper, Xino,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -138,15 +138,22 @@ impl Layers {
         .unwrap();
         upper.apply(&copy, options).unwrap();
         let after = of_directory(&copy);
-        let changes: Vec<_> = upper
-            .changes()
-            .map(|change| change.unwrap().to_string())
-            .collect();
+        let changes: Vec<_> = upper.changes().map(Result::unwrap).collect();
+        check_report(&before, expected, &changes);
         assert_same(
             &format!("applied, {changes:?} give something else"),
             expected,
             &after,
         );
+        fs::remove_dir_all(&copy).unwrap();
+    }
+
+    /// What is copied out is what was mounted.
+    fn check_flattened(&self, level: usize, expected: &Tree) {
+        let options = CopyOptions::new().durability(Durability::ProcessDeath);
+        let copy = self.scratch.path("copy");
+        self.merged(level).flatten(&copy, options).unwrap();
+        assert_same("copied out it differs", expected, &of_directory(&copy));
         fs::remove_dir_all(&copy).unwrap();
     }
 
@@ -204,6 +211,81 @@ impl Layers {
         let view = of_merged(&Merged::bottom_up(self.lower(level)).unwrap());
         assert_same("after the commit something else is seen", expected, &view);
     }
+}
+
+/// What the changes say, word by word, is all that happened: done to what was there before as
+/// data, they give what is there now. Names and contents are taken from the latter only where a
+/// change says that they are new.
+fn check_report(before: &Tree, after: &Tree, changes: &[Change]) {
+    let mut tree = before.clone();
+    let remove = |tree: &mut Tree, path: &Path| tree.retain(|other, _| !other.starts_with(path));
+    for change in changes {
+        let path = &change.path;
+        if path.as_os_str().is_empty() {
+            continue;
+        }
+        match &change.kind {
+            ChangeKind::Deleted => {
+                assert!(tree.contains_key(path), "{change:?}: there was nothing");
+                remove(&mut tree, path);
+            }
+            ChangeKind::Modified { contents, metadata } => {
+                let new = &after[path];
+                let facts = tree.get_mut(path).unwrap();
+                assert_eq!(facts.kind, new.kind, "{change:?}: of another type");
+                if *contents {
+                    assert_ne!(
+                        (&facts.contents, facts.device),
+                        (&new.contents, new.device),
+                        "{change:?}: the same contents"
+                    );
+                    facts.contents.clone_from(&new.contents);
+                    facts.device = new.device;
+                }
+                if *metadata {
+                    let old = facts.clone();
+                    facts.mode = new.mode;
+                    facts.owner = new.owner;
+                    facts.modified = new.modified;
+                    facts.xattrs.clone_from(&new.xattrs);
+                    assert_ne!(*facts, old, "{change:?}: the same metadata");
+                }
+            }
+            ChangeKind::Renamed { from, replaces } => {
+                assert_eq!(tree.contains_key(path), *replaces, "{change:?}");
+                remove(&mut tree, path);
+                // From where it was before anything was changed.
+                for (old, facts) in before {
+                    if let Ok(rest) = old.strip_prefix(from) {
+                        // Joining nothing would append a slash.
+                        let new = if rest.as_os_str().is_empty() {
+                            path.clone()
+                        } else {
+                            path.join(rest)
+                        };
+                        tree.insert(new, facts.clone());
+                    }
+                }
+                tree.insert(path.clone(), after[path].clone());
+            }
+            kind => {
+                let existed = tree.contains_key(path);
+                assert_eq!(existed, *kind != ChangeKind::Added, "{change:?}");
+                if existed {
+                    let same_type = tree[path].kind == after[path].kind;
+                    assert_eq!(same_type, *kind == ChangeKind::Replaced, "{change:?}");
+                }
+                remove(&mut tree, path);
+                tree.insert(path.clone(), after[path].clone());
+            }
+        }
+    }
+    // Which names are of one file is not part of a change.
+    let (mut tree, mut after) = (tree, after.clone());
+    for facts in tree.values_mut().chain(after.values_mut()) {
+        facts.first_name = PathBuf::new();
+    }
+    assert_same(&format!("{changes:?} are not what happened"), &after, &tree);
 }
 
 #[track_caller]
@@ -265,6 +347,7 @@ fn check(combination: Combination, histories: &[Vec<Operation>]) {
         );
         mounted.close().unwrap();
         layers.check_changes(level, &before);
+        layers.check_flattened(level, &before);
         let again = layers.mount(level);
         assert_same("mounted again it differs", &before, &of_directory(&root));
         again.close().unwrap();
@@ -302,7 +385,7 @@ fn every_combination_of_options_shows_the_same() {
     for combination in Combination::all() {
         for _ in 0..cases {
             let histories = histories().new_tree(&mut runner).unwrap().current();
-            eprintln!("{combination:?}");
+            eprintln!("{combination:?} {histories:?}");
             check(combination, &histories);
         }
     }

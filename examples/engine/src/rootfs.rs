@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use oci_image::{Devices, Image, Ownership, SkipReason, UnpackOptions, Unpacker, Whiteouts};
-use overlayfs::{Marks, Options, Overlay, Sync, Upper};
+use overlayfs::{Fsync, Marks, Options, Overlay, Upper};
 
 use crate::privilege::{self, Privilege};
 use crate::report::Change;
@@ -117,7 +117,7 @@ impl<'a> Rootfs<'a> {
                 .options(
                     Options::new()
                         .marks(Marks::of_this_process())
-                        .sync(Sync::Volatile),
+                        .fsync(Fsync::Volatile),
                 )
                 // Both were just made for this run, whose lock is held.
                 .exclusive()

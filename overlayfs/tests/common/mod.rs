@@ -56,6 +56,60 @@ impl Scratch {
     }
 }
 
+/// A small filesystem of a kind that has to be made with options, attached as a [`Scratch`] is.
+pub struct OnLoop {
+    mounted: Option<PathBuf>,
+    directory: tempfile::TempDir,
+}
+
+impl OnLoop {
+    pub fn made_by(program: &str, options: &[&str]) -> Self {
+        use std::process::Command;
+        enter_private_namespace();
+        let directory = tempfile::tempdir().unwrap();
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(directory.path(), everybody).unwrap();
+        let (image, target) = (
+            directory.path().join("image"),
+            directory.path().join("root"),
+        );
+        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        fs::create_dir(&target).unwrap();
+        let run = |command: &mut Command| {
+            let output = command.output().unwrap_or_else(|error| {
+                panic!("{command:?}: {error}; install the package e2fsprogs")
+            });
+            assert!(output.status.success(), "{command:?}: {output:?}");
+        };
+        run(Command::new(program).args(options).arg(&image));
+        // Where they are modules; mounting tells if they are missing.
+        let _ = Command::new("modprobe")
+            .args(["-a", "loop", "ext4"])
+            .output();
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .args([&image, &target]));
+        OnLoop {
+            mounted: Some(target),
+            directory,
+        }
+    }
+
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let path = self.directory.path().join("root").join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+}
+
+impl Drop for OnLoop {
+    fn drop(&mut self) {
+        if let Some(target) = self.mounted.take() {
+            let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         drop(self.mounted.take());
@@ -113,4 +167,36 @@ pub fn age(tree: &Path) {
         last_modification: old,
     };
     utimensat(CWD, tree, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+}
+
+/// A process in a user namespace whose root is user 100,000 here.
+pub struct Holder(std::process::Child);
+
+impl Holder {
+    pub fn new() -> Self {
+        let child = std::process::Command::new("unshare")
+            .args(["--user", "sleep", "60"])
+            .spawn()
+            .unwrap();
+        let process = PathBuf::from(format!("/proc/{}", child.id()));
+        let own = fs::read_link("/proc/self/ns/user").unwrap();
+        while fs::read_link(process.join("ns/user")).unwrap() == own {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        for map in ["uid_map", "gid_map"] {
+            fs::write(process.join(map), "0 100000 65536").unwrap();
+        }
+        Holder(child)
+    }
+
+    pub fn namespace_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/user", self.0.id()))
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

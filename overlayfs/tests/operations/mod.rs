@@ -255,17 +255,43 @@ pub struct Facts {
     /// Of a file its bytes, of a link its target.
     pub contents: Vec<u8>,
     pub xattrs: Vec<(OsString, Vec<u8>)>,
+    /// Of a file the first of its names, in order.
+    pub first_name: PathBuf,
+}
+
+/// The first names of files, by what tells the files apart.
+struct FirstNames<I>(BTreeMap<I, PathBuf>);
+
+impl<I: Ord> FirstNames<I> {
+    fn new() -> Self {
+        FirstNames(BTreeMap::new())
+    }
+
+    fn of(&mut self, identity: I, kind: Kind, path: &Path) -> PathBuf {
+        if kind == Kind::Directory {
+            return path.to_owned();
+        }
+        self.0
+            .entry(identity)
+            .or_insert_with(|| path.to_owned())
+            .clone()
+    }
 }
 
 /// A tree as the kernel shows it.
 pub fn of_directory(root: &Path) -> BTreeMap<PathBuf, Facts> {
-    let (all, _) = list(root);
+    let (mut all, _) = list(root);
+    all.sort();
+    let mut names = FirstNames::new();
     all.into_iter()
-        .map(|path| (path.strip_prefix(root).unwrap().to_owned(), facts(&path)))
+        .map(|path| {
+            let short = path.strip_prefix(root).unwrap().to_owned();
+            (short.clone(), facts(&path, &short, &mut names))
+        })
         .collect()
 }
 
-fn facts(path: &Path) -> Facts {
+fn facts(path: &Path, short: &Path, names: &mut FirstNames<(u64, u64)>) -> Facts {
     let metadata = path.symlink_metadata().unwrap();
     let kind = match FileType::from_raw_mode(metadata.mode()) {
         FileType::RegularFile => Kind::File,
@@ -290,6 +316,7 @@ fn facts(path: &Path) -> Facts {
         modified: metadata.modified().unwrap(),
         contents,
         xattrs: xattrs(path),
+        first_name: names.of((metadata.dev(), metadata.ino()), kind, short),
     }
 }
 
@@ -313,10 +340,12 @@ fn xattrs(path: &Path) -> Vec<(OsString, Vec<u8>)> {
 
 /// A tree as this crate shows it.
 pub fn of_merged(merged: &Merged) -> BTreeMap<PathBuf, Facts> {
-    merged
-        .walk()
+    let mut names = FirstNames::new();
+    let mut entries: Vec<_> = merged.walk().map(|entry| entry.unwrap()).collect();
+    entries.sort_by(|one, other| one.path().cmp(other.path()));
+    entries
+        .into_iter()
         .map(|entry| {
-            let entry = entry.unwrap();
             let metadata = entry.metadata();
             let mut contents = Vec::new();
             match metadata.kind {
@@ -335,6 +364,7 @@ pub fn of_merged(merged: &Merged) -> BTreeMap<PathBuf, Facts> {
                 modified: metadata.modified,
                 contents,
                 xattrs: entry.xattrs().unwrap(),
+                first_name: names.of(entry.file_id(), metadata.kind, entry.path()),
             };
             (entry.path().to_owned(), facts)
         })
