@@ -1,4 +1,6 @@
-//! Spawning `/bin/true` in namespaces, beside a floor in C, std's `Command` and `unshare`.
+//! Spawning `/bin/true` in namespaces, beside a floor in C, std's `Command`, `unshare`, and
+//! `hakoniwa` where that program is installed (`cargo install hakoniwa-cli`; its licence keeps its
+//! library from being a dependency).
 //!
 //! Needs root, because it makes namespaces without a user namespace, and a C compiler.
 
@@ -95,6 +97,29 @@ fn bench_unshare(group: &mut BenchmarkGroup<'_, WallTime>, options: &[&str]) {
     });
 }
 
+/// The command of the sandbox of that name: a user namespace with one id, mounts, pids, and these.
+fn bench_hakoniwa(group: &mut BenchmarkGroup<'_, WallTime>) {
+    let command = || {
+        let mut command = std::process::Command::new("hakoniwa");
+        command
+            .args(["run", "--unshare-uts", "--unshare-ipc"])
+            .args(["--unshare-network", "--rootfs", "/", "--", PROGRAM])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        command
+    };
+    if !command().status().is_ok_and(|status| status.success()) {
+        eprintln!("hakoniwa: left out, it is not installed or does not work here");
+        return;
+    }
+    group.bench_function("hakoniwa", |bencher| {
+        bencher.iter(|| {
+            let status = command().status().expect("it worked before");
+            assert!(status.success());
+        });
+    });
+}
+
 fn spawn(criterion: &mut Criterion) {
     let directory = tempfile::tempdir().expect("a directory");
     let floor = floor(directory.path());
@@ -123,6 +148,9 @@ fn spawn(criterion: &mut Criterion) {
                     "--map-root-user",
                 ],
             ),
+        }
+        if count == 8 {
+            bench_hakoniwa(&mut group);
         }
         group.finish();
     }
