@@ -159,7 +159,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// A source has no image of the wanted name.
-    #[error("there is no image {wanted:?} there; it has {}", names(available))]
+    #[error("there is no image {wanted:?} there; {}", others(available))]
     NoSuchImage {
         /// The wanted name.
         wanted: String,
@@ -563,6 +563,14 @@ fn advice(status: u16) -> &'static str {
         429 => "; wait, or log in for a higher rate limit",
         500.. => "; try again later",
         _ => "",
+    }
+}
+
+fn others(available: &[String]) -> String {
+    if available.is_empty() {
+        "check the name, and that the image was pushed or added".to_owned()
+    } else {
+        format!("it has {}", names(available))
     }
 }
 

@@ -684,3 +684,89 @@ fn a_store_goes_on_with_what_it_has_of_a_blob() {
     other.add(&one, &name(&server)).unwrap();
     assert!(other.verify().unwrap().is_empty());
 }
+
+#[test]
+fn lists_have_pages_and_an_end() {
+    let server = Server::start(|request, _, stream| {
+        let (page, link) = match request.path.as_str() {
+            "/v2/team/app/tags/list" => (
+                r#"{"tags":["a","b"]}"#,
+                "</v2/team/app/tags/list?last=b>; rel=\"next\"",
+            ),
+            "/v2/team/app/tags/list?last=b" => (r#"{"tags":["c"]}"#, ""),
+            _ => (
+                r#"{"repositories":["round"]}"#,
+                "</v2/_catalog?n=1>; rel=\"next\"",
+            ),
+        };
+        reply(stream, 200, &[("link", link)], page.as_bytes());
+    });
+    let mut limits = Limits::default();
+    limits.entries = 50;
+    let client = Registry::new(options(&server).limits(limits));
+    assert_eq!(client.tags(&name(&server)).unwrap(), ["a", "b", "c"]);
+    let error = client.catalog(&server.host).unwrap_err();
+    assert!(matches!(error, Error::Limit { .. }), "{error}");
+}
+
+#[test]
+fn a_push_that_breaks_goes_on_with_what_the_registry_has() {
+    let bytes: Vec<u8> = (0..10_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let descriptor = oci_image::Descriptor::of("application/octet-stream", &bytes);
+    let got = Arc::new(Mutex::new(Vec::<u8>::new()));
+    let kept = Arc::clone(&got);
+    let server = Server::start(move |request, number, stream| {
+        let mut got = kept.lock().unwrap();
+        let has = |got: &Vec<u8>| format!("0-{}", got.len().saturating_sub(1));
+        let place = ("location", "/v2/team/app/blobs/uploads/1?state=x");
+        match request.method.as_str() {
+            "HEAD" => reply(stream, 404, &[], b""),
+            "POST" => reply(stream, 202, &[place], b""),
+            "PATCH" => {
+                let start = request
+                    .header("content-range")
+                    .unwrap()
+                    .split('-')
+                    .next()
+                    .unwrap();
+                if start.parse() != Ok(got.len()) {
+                    return reply(stream, 416, &[], b"");
+                }
+                // The second gets half of its chunk and then breaks.
+                let broken = number == 1;
+                let end = if broken {
+                    request.body.len() / 2
+                } else {
+                    request.body.len()
+                };
+                got.extend_from_slice(&request.body[..end]);
+                if !broken {
+                    reply(stream, 202, &[place, ("range", &has(&got))], b"");
+                }
+            }
+            "GET" => reply(stream, 204, &[place, ("range", &has(&got))], b""),
+            _ => reply(stream, 201, &[], b""),
+        }
+    });
+    let body = bytes.clone();
+    Registry::new(options(&server).chunk(3000))
+        .push_blob(&name(&server), &descriptor, move || {
+            Ok(std::io::Cursor::new(body.clone()))
+        })
+        .unwrap();
+    assert_eq!(*got.lock().unwrap(), bytes);
+    let seen = server.seen();
+    let last = seen.last().unwrap();
+    assert_eq!(last.method, "PUT");
+    let digest = descriptor.digest.to_string();
+    assert!(
+        last.path.contains("state=x&digest=") && last.path.ends_with(&digest),
+        "{}",
+        last.path
+    );
+    let starts: Vec<_> = seen
+        .iter()
+        .filter_map(|one| one.header("content-range"))
+        .collect();
+    assert_eq!(starts, ["0-2999", "3000-5999", "4500-7499", "7500-9999"]);
+}
