@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::devices;
 use crate::id::ContainerId;
 use crate::resources::Resources;
+use crate::scope::Scope;
 use crate::warn;
 
 /// Where a container's control group is, for later commands.
@@ -17,11 +18,17 @@ use crate::warn;
 pub(crate) struct Place {
     /// From the top of the hierarchy.
     pub(crate) path: PathBuf,
+    /// The unit of systemd whose group it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scope: Option<Scope>,
 }
 
 /// The control group of a container that is being made. Whatever runs in it is killed when it is
 /// dropped, and the group removed.
-pub(crate) struct Group(Option<Guard>);
+pub(crate) struct Group {
+    guard: Option<Guard>,
+    scope: Option<Scope>,
+}
 
 /// A control group to be made.
 #[derive(Debug)]
@@ -41,14 +48,26 @@ impl Plan {
         systemd: bool,
         rootless: bool,
     ) -> Result<Self> {
-        if systemd {
-            bail!("--systemd-cgroup: not supported yet by this runtime; leave it out");
-        }
         let asked = config
             .linux
             .cgroups_path
             .as_deref()
             .filter(|path| !path.as_os_str().is_empty());
+        let resources = Resources::of(&config.linux.resources)?;
+        let devices = devices::Rules::of(config)?;
+        if systemd {
+            let scope = Scope::of(asked.map(Path::to_string_lossy).as_deref(), id, rootless)?;
+            return Ok(Self {
+                place: Place {
+                    // systemd tells.
+                    path: PathBuf::new(),
+                    scope: Some(scope),
+                },
+                resources,
+                devices,
+                optional: rootless,
+            });
+        }
         let path = asked.unwrap_or(Path::new(id.as_str()));
         // A relative path is one from where the runtime decides: the top of the hierarchy, as an
         // absolute one, because a group with processes, as this one's own, cannot have limited
@@ -58,9 +77,10 @@ impl Plan {
         Ok(Self {
             place: Place {
                 path: path.to_owned(),
+                scope: None,
             },
-            resources: Resources::of(&config.linux.resources)?,
-            devices: devices::Rules::of(config)?,
+            resources,
+            devices,
             optional: rootless,
         })
     }
@@ -70,18 +90,31 @@ impl Plan {
         &self.place
     }
 
-    /// Makes the group with its limits.
+    /// Makes the group with its limits. One of systemd's is made when there is a process for it,
+    /// by [`enter`](Self::enter).
     pub(crate) fn create(&self) -> Result<Group> {
+        if self.place.scope.is_some() {
+            return Ok(Group {
+                guard: None,
+                scope: None,
+            });
+        }
         let group = match new_group(&self.place.path) {
             Ok(group) => group,
             Err(Error::NotDelegated { .. } | Error::ReadOnly { .. })
                 if self.optional && self.resources.is_empty() =>
             {
-                return Ok(Group(None));
+                return Ok(Group {
+                    guard: None,
+                    scope: None,
+                });
             }
             Err(error) => return Err(error).context("linux.cgroupsPath"),
         };
-        let group = Group(Some(group.guard()));
+        let group = Group {
+            guard: Some(group.guard()),
+            scope: None,
+        };
         if let Some(cgroup) = group.cgroup() {
             self.resources.apply(cgroup)?;
             if !self.optional {
@@ -90,12 +123,33 @@ impl Plan {
         }
         Ok(group)
     }
+
+    /// Puts the first process into the group; where it is.
+    pub(crate) fn enter(&self, group: &mut Group, pid: u32) -> Result<Place> {
+        let Some(scope) = &self.place.scope else {
+            group.attach(pid)?;
+            return Ok(self.place.clone());
+        };
+        let cgroup = scope.start(pid)?;
+        let path = cgroup.path().to_owned();
+        // From here on it is undone.
+        group.scope = Some(scope.clone());
+        scope.limit(&self.resources)?;
+        self.resources.apply(&cgroup)?;
+        if !self.optional {
+            self.devices.apply(&cgroup)?;
+        }
+        Ok(Place {
+            path,
+            scope: Some(scope.clone()),
+        })
+    }
 }
 
 impl Group {
     /// The group itself; none for an ordinary user who cannot make one.
     pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
-        self.0.as_deref()
+        self.guard.as_deref()
     }
 
     /// Puts a process into every hierarchy of it.
@@ -108,7 +162,8 @@ impl Group {
 
     /// Leaves it, for the container that runs in it now.
     pub(crate) fn keep(mut self) {
-        if let Some(guard) = self.0.take() {
+        self.scope = None;
+        if let Some(guard) = self.guard.take() {
             guard.keep();
         }
     }
@@ -116,9 +171,9 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(guard) = &self.0
-            && let Err(error) = guard.kill()
-        {
+        let scope = self.scope.as_ref().map(Scope::stop).transpose();
+        let killed = self.guard.as_ref().map(|guard| guard.kill()).transpose();
+        if let Err(error) = scope.and_then(|_| Ok(killed?)) {
             warn(&format!(
                 "cannot clear the container's control group: {error}"
             ));
@@ -128,6 +183,10 @@ impl Drop for Group {
 
 /// The control group of a container, if it has one.
 pub(crate) fn find(place: &Place) -> Result<Option<Cgroup>> {
+    if place.path.as_os_str().is_empty() {
+        // systemd had not made it yet.
+        return Ok(None);
+    }
     match Hierarchy::detect().and_then(|hierarchy| hierarchy.root()?.open(&place.path)) {
         Ok(group) => Ok(Some(group)),
         Err(Error::NotFound { .. }) => Ok(None),
@@ -156,7 +215,12 @@ pub(crate) fn is_frozen(place: &Place) -> bool {
 
 /// Kills what is left in the container's group, and removes it with all groups below.
 pub(crate) fn remove(place: &Place) -> Result<()> {
-    let Some(group) = find(place)? else {
+    let group = find(place)?;
+    if let (Some(scope), Some(group)) = (&place.scope, &group) {
+        group.kill()?;
+        scope.stop()?;
+    }
+    let Some(group) = group else {
         return Ok(());
     };
     let cannot = || format!("cannot remove the control group {}", place.path.display());
@@ -179,7 +243,7 @@ pub(crate) fn remove_unused(place: &Place) -> Result<()> {
 fn check(path: &Path) -> Result<()> {
     if path.to_string_lossy().contains(':') {
         bail!(
-            "linux.cgroupsPath: {} is in systemd's form; not supported yet by this runtime, give a path",
+            "linux.cgroupsPath: {} is in systemd's form, SLICE:PREFIX:NAME; give --systemd-cgroup, or a path",
             path.display()
         );
     }

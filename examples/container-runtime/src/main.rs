@@ -41,6 +41,7 @@ mod resctrl;
 mod resources;
 mod rootless;
 mod run;
+mod scope;
 mod seccomp;
 mod signals;
 mod spec;

@@ -162,7 +162,7 @@ pub(crate) fn make(
             std::fs::remove_file(locked.fifo()).context("cannot remove the FIFO")?;
         }
         command.die_with_parent(life == Life::Tied);
-        let group = plan.create()?;
+        let mut group = plan.create()?;
         let mounts = mounts.resolve(group.cgroup())?;
         command
             .mounts(mounts.mounts)
@@ -172,7 +172,7 @@ pub(crate) fn make(
         }
         let mut starting = command.start().map_err(said)?;
         // It was born in the unified hierarchy's group; this adds those of v1.
-        group.attach(starting.pid())?;
+        state.cgroup = plan.enter(&mut group, starting.pid())?;
         let Some(process) = Process::open(starting.pid())? else {
             bail!("the new process ended before it was set up; was it killed?");
         };

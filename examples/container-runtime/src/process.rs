@@ -41,10 +41,13 @@ pub(crate) fn command(
         .create_current_dir(true)
         .uid(process.user.uid)
         .gid(process.user.gid)
-        .groups(process.user.additional_gids.iter().copied())
         .umask(process.user.umask.unwrap_or(UMASK))
         .capabilities(capabilities(&process.capabilities, all_capabilities)?)
         .no_new_privs(process.no_new_privileges);
+    // Without any they are all dropped where that is allowed, which it is not to an ordinary user.
+    if !process.user.additional_gids.is_empty() {
+        command.groups(process.user.additional_gids.iter().copied());
+    }
     if let Some(score) = process.oom_score_adj {
         if !(-1000..=1000).contains(&score) {
             bail!("process.oomScoreAdj: {score} is not from -1000 to 1000");

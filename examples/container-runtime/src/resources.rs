@@ -80,6 +80,14 @@ impl Resources {
         self.steps.is_empty()
     }
 
+    /// The limits that have a counterpart in every layout.
+    pub(crate) fn limits(&self) -> impl Iterator<Item = (&str, &Limits)> {
+        self.steps.iter().filter_map(|(property, step)| match step {
+            Step::Limits(limits) => Some((property.as_str(), &**limits)),
+            _ => None,
+        })
+    }
+
     /// Sets everything, in order.
     pub(crate) fn apply(&self, group: &Cgroup) -> Result<()> {
         for (property, step) in &self.steps {

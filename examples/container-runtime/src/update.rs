@@ -48,6 +48,9 @@ pub(crate) fn update(store: &Store, options: &Update) -> Result<()> {
             stats.current.get()
         );
     }
+    if let Some(scope) = &state.cgroup.scope {
+        scope.limit(&resources)?;
+    }
     let before = group.limits()?;
     resources.apply(&group).inspect_err(|_| {
         // What had been set before the one that failed.

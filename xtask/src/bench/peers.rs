@@ -165,6 +165,7 @@ fn print(results: &Results) {
 struct Stage {
     floor: PathBuf,
     engine: PathBuf,
+    runtime: PathBuf,
     rootfs: PathBuf,
     bundle: PathBuf,
     image: PathBuf,
@@ -176,7 +177,15 @@ impl Stage {
     /// busybox.
     fn set(scratch: &Path, out: &Path) -> Result<Stage> {
         for words in [
-            &["build", "--release", "--package", "engine", "--bins"][..],
+            &[
+                "build",
+                "--release",
+                "--package",
+                "engine",
+                "--package",
+                "container-runtime",
+                "--bins",
+            ][..],
             &[
                 "build",
                 "--release",
@@ -221,6 +230,7 @@ impl Stage {
         Ok(Stage {
             floor,
             engine: release.join("cofferdam"),
+            runtime: release.join("cofferdam-runtime"),
             rootfs,
             bundle,
             image,
@@ -248,11 +258,12 @@ impl Stage {
             self.rootfs.clone().into(),
             "/bin/true".into(),
         ];
-        let runtime = |program: &'static str| {
-            let (bundle, state) = (self.bundle.clone(), self.scratch.join(program));
+        let runtime = |program: PathBuf| {
+            let state = self.scratch.join(program.file_name().unwrap_or_default());
+            let bundle = self.bundle.clone();
             move |number| {
                 vec![
-                    program.into(),
+                    program.clone().into(),
                     "--root".into(),
                     state.clone().into(),
                     "run".into(),
@@ -287,17 +298,24 @@ impl Stage {
                 times: Vec::new(),
             },
             Contender {
-                name: "runc run",
+                name: "cofferdam-runtime run",
                 includes: "bundle on disk, cgroups, namespaces, /dev, capabilities, masked paths, \
                            exec, exit, all removed again",
-                words: Box::new(runtime("runc")),
+                words: Box::new(runtime(self.runtime.clone())),
+                report: None,
+                times: Vec::new(),
+            },
+            Contender {
+                name: "runc run",
+                includes: "the same bundle",
+                words: Box::new(runtime("runc".into())),
                 report: None,
                 times: Vec::new(),
             },
             Contender {
                 name: "crun run",
                 includes: "the same bundle",
-                words: Box::new(runtime("crun")),
+                words: Box::new(runtime("crun".into())),
                 report: None,
                 times: Vec::new(),
             },
