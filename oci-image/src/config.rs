@@ -163,7 +163,24 @@ pub struct ContainerConfig {
         deserialize_with = "null_as_default"
     )]
     pub stop_signal: String,
-    /// Fields that this version does not know, such as `Healthcheck`.
+    /// How to see whether a container works, as Docker writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<Value>,
+    /// Instructions of a Dockerfile for builds that start from this image.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_as_default"
+    )]
+    pub on_build: Vec<String>,
+    /// The words before commands of a Dockerfile that are no list.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_as_default"
+    )]
+    pub shell: Vec<String>,
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }

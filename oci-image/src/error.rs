@@ -417,6 +417,12 @@ pub enum Error {
         /// What is wrong and what would be right.
         reason: &'static str,
     },
+    /// A Dockerfile cannot be built as it is.
+    #[error("{diagnostics}")]
+    Dockerfile {
+        /// All that is wrong, each with its place.
+        diagnostics: crate::dockerfile::Diagnostics,
+    },
     /// The image has no command and none was given.
     #[error("the image names no command; give one after the image")]
     NoCommand,

@@ -11,6 +11,7 @@ mod copy;
 mod descriptor;
 mod digest;
 mod docker_archive;
+pub mod dockerfile;
 mod document;
 mod error;
 mod extract;

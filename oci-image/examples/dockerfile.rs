@@ -1,0 +1,69 @@
+//! Checks a Dockerfile like a compiler, and shows what a build of it would do:
+//!
+//! ```sh
+//! cargo run --example dockerfile -- Dockerfile --target build VERSION=13
+//! ```
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use oci_image::dockerfile::{Action, Base, BuildOptions, Dockerfile};
+use oci_image::{ImageConfig, Platform};
+
+const USAGE: &str = "usage: dockerfile FILE [--target STAGE] [NAME=VALUE]…";
+
+fn main() -> ExitCode {
+    match show(std::env::args().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
+    let path = args.next().ok_or(USAGE)?;
+    let mut options = BuildOptions::new();
+    while let Some(arg) = args.next() {
+        if arg == "--target" {
+            options = options.target(args.next().ok_or(USAGE)?);
+        } else {
+            let (name, value) = arg.split_once('=').ok_or(USAGE)?;
+            options = options.arg(name, value);
+        }
+    }
+    let file = Dockerfile::read(path)?;
+    for warning in file.warnings() {
+        eprintln!("{warning}\n");
+    }
+    let plan = file.plan(&options)?;
+    for name in plan.unused_args() {
+        eprintln!("warning: no ARG declares {name}\n");
+    }
+    let mut built = std::collections::BTreeMap::new();
+    for stage in plan.stages() {
+        // Whoever builds would open the image here; this shows the stage on top of nothing.
+        let base = match stage.base() {
+            Base::Stage(number) => built.get(number).cloned(),
+            Base::Scratch | Base::Image(_) => None,
+        };
+        let base = base.unwrap_or_else(|| ImageConfig::new(&Platform::host()));
+        let evaluated = stage.evaluate(&base)?;
+        println!("stage {} from {:?}", stage.number(), stage.base());
+        for step in &evaluated.steps {
+            let mark = if step.action == Action::Configure {
+                ' '
+            } else {
+                '*'
+            };
+            println!("  {mark} {}", step.created_by);
+        }
+        built.insert(stage.number(), evaluated.config);
+    }
+    if let Some((_, config)) = built.last_key_value() {
+        println!("{}", serde_json::to_string_pretty(&config.config)?);
+    }
+    Ok(())
+}
