@@ -36,6 +36,25 @@ impl<'a> Expander<'a> {
         Ok(self.run(text)?.1)
     }
 
+    /// Whether all quotes are closed, whatever variables hold.
+    pub(super) fn quotes(&self, text: &str) -> Result<()> {
+        let mut scan = Scan {
+            expander: *self,
+            chars: text.chars().collect(),
+            at: 0,
+            depth: 0,
+        };
+        while let Some(c) = scan.next() {
+            match c {
+                '\'' => drop(scan.single_quoted()?),
+                '"' => drop(scan.double_quoted()?),
+                c if c == self.escape => drop(scan.next()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Expands variables in a text in which quotes mean nothing, such as a heredoc.
     pub(super) fn text(&self, text: &str) -> Result<String> {
         let mut scan = Scan {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::diagnostic::{Diagnostic, Severity, closest};
 use super::directives::Directives;
+use super::expand::Expander;
 use super::flags::Flags;
 use super::instruction::{
     Check, Command, Heredoc, Instruction, InstructionKind, NAMES, Transfer, TransferSource, Word,
@@ -521,8 +522,19 @@ impl Parser<'_, '_> {
         }
     }
 
-    /// `NAME=VALUE …`, or `NAME VALUE` for one alone.
+    /// `NAME=VALUE …`, or `NAME VALUE` for one alone; quotes of a name must be closed in it.
     fn pairs(&self, name: &str, rest: Part<'_>) -> Parsed<Vec<(Word, Word)>> {
+        let pairs = self.split_pairs(name, rest)?;
+        for (key, _) in &pairs {
+            let unset = |_: &str| Some(String::new());
+            if let Err(error) = Expander::new(self.directives.escape, &unset).quotes(&key.text) {
+                return Err(self.error(key.span, error.0));
+            }
+        }
+        Ok(pairs)
+    }
+
+    fn split_pairs(&self, name: &str, rest: Part<'_>) -> Parsed<Vec<(Word, Word)>> {
         let words = rest.split_quoted(self.directives.escape);
         if words.first().is_some_and(|word| !word.text().contains('=')) {
             let (key, value) = rest.split_first();

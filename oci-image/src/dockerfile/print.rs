@@ -82,14 +82,8 @@ impl fmt::Display for Instruction {
                     word.text.is_empty()
                         || word.text.contains(|c: char| c == '=' || c.is_whitespace())
                 };
-                // A quote that is not closed hides the blank, but not a `=` after it.
-                let open = |name: &Word, value: &Word| {
-                    name.text.contains(['\'', '"']) && value.text.contains('=')
-                };
                 match list.as_slice() {
-                    [(name, value)]
-                        if !alone(name) && !open(name, value) && needs_line(&value.text) =>
-                    {
+                    [(name, value)] if !alone(name) && needs_line(&value.text) => {
                         // An escape at the end takes only one of two blanks away.
                         let blank = if name.text.ends_with(['\\', '`']) {
                             " "
