@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, chmodat,
     chownat, copy_file_range, fchmod, fchown, ftruncate, futimens, ioctl_ficlone, linkat, mkdirat,
-    mknodat, openat, readlinkat, seek, symlinkat, utimensat,
+    mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -96,8 +97,9 @@ pub(crate) struct Writer<'a> {
     /// Files of layers from this one downwards are linked instead of copied where that is
     /// possible.
     share_from: Option<usize>,
-    /// Where the first of several names of a file was written.
-    links: HashMap<(u64, u64), PathBuf>,
+    /// Where the first of several names of a file was written, and as what: by then another file
+    /// may have that name.
+    links: HashMap<(u64, u64), (PathBuf, (u64, u64))>,
     target: Root,
     /// Cloning extents was possible so far.
     clones: bool,
@@ -398,36 +400,59 @@ impl<'a> Writer<'a> {
         below: Option<&Path>,
     ) -> Result<()> {
         let identity = (node.stat.st_dev, node.stat.st_ino);
+        if self.share(node, from, to, path)? {
+            return Ok(());
+        }
         if node.has_links()
-            && let Some(first) = self.links.get(&identity)
-            && self.link_to(first, to, path)?
+            && let Some((first, written)) = self.links.get(&identity)
+            && self.link_to(first, *written, to, path)?
         {
             return Ok(());
         }
-        if !self.share(node, from, to, path)? {
-            self.write(node, from, to, path)?;
-            if self.form == Form::Layer && node.contents == Contents::Missing {
-                // The other names of the file find its contents by the redirect alone.
-                let expected = below.filter(|_| !node.has_links());
-                self.mark_redirect(node, expected, to, path)?;
-            }
+        self.write(node, from, to, path)?;
+        if self.form == Form::Layer && node.contents == Contents::Missing {
+            // The other names of the file find its contents by the redirect alone.
+            let expected = below.filter(|_| !node.has_links());
+            self.mark_redirect(node, expected, to, path)?;
         }
         if node.has_links() {
-            self.links.insert(identity, path.to_owned());
+            let written = statat(to.directory, to.name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|source| self.fail("read", path, source))?;
+            let written = (written.st_dev, written.st_ino);
+            self.links.insert(identity, (path.to_owned(), written));
         }
         Ok(())
     }
 
     /// Gives a file that was written already another name.
-    fn link_to(&self, first: &Path, to: Spot<'_>, path: &Path) -> Result<bool> {
-        let directory = self
-            .target
-            .directory(first.parent().unwrap_or(Path::new("")))?;
+    fn link_to(
+        &self,
+        first: &Path,
+        written: (u64, u64),
+        to: Spot<'_>,
+        path: &Path,
+    ) -> Result<bool> {
+        let parent = first.parent().unwrap_or(Path::new(""));
+        let directory = match self.target.directory(parent) {
+            Ok(directory) => directory,
+            Err(Error::Io { source, .. })
+                if matches!(
+                    source.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
         let from = Spot {
             directory: directory.as_fd(),
             name: first.file_name().unwrap_or_default(),
         };
-        self.link(from, to, path)
+        match statat(from.directory, from.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if (stat.st_dev, stat.st_ino) == written => self.link(from, to, path),
+            _ => Ok(false),
+        }
     }
 
     /// Gives an unchanged file another name instead of copying it.
