@@ -9,7 +9,8 @@ use crate::error::ioctl;
 use crate::{Error, GuestMemory, Result, Vcpu};
 
 /// Where and when a guest is to stop with [`Exit::Debug`](crate::Exit::Debug), for
-/// [`Vcpu::set_debugging`].
+/// [`Vcpu::set_debugging`]. Single steps work everywhere; a KVM that emulates the guest, or runs on an
+/// emulated CPU, may not honour breakpoints and watchpoints.
 ///
 /// ```
 /// use kvm_vcpu::{Debugging, Watch};
