@@ -127,6 +127,38 @@ impl GuestMemory {
         })
     }
 
+    /// Gives the host back what these bytes are kept in: whole pages, which read as zeros afterwards,
+    /// or as the file where a region maps one privately.
+    ///
+    /// It is for a guest that has said that it does not need them (a balloon).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] when no single region has the range; [`Error::Ioctl`] when it is no whole
+    /// pages, or the region is a file whose content would be lost, or the kernel refuses.
+    #[doc(alias = "MADV_DONTNEED")]
+    pub fn discard(&self, address: u64, len: u64) -> Result<()> {
+        let outside = || self.out_of_bounds(address, len as usize);
+        let end = address.checked_add(len).ok_or_else(outside)?;
+        let (region, mapping) = self
+            .mappings()
+            .find(|(r, _)| r.start <= address && end <= r.start + r.len)
+            .ok_or_else(outside)?;
+        let failed = |source| Error::Ioctl {
+            operation: "madvise (giving pages of guest memory back to the host)",
+            source,
+        };
+        let shared = match region.backing {
+            Backing::File { shared: true, .. } => {
+                return Err(failed(io::ErrorKind::Unsupported.into()));
+            }
+            Backing::Memfd => true,
+            _ => false,
+        };
+        let offset = (address - region.start) as usize;
+        sys::discard(&mapping, offset, len as usize, shared).map_err(failed)
+    }
+
     /// Each region with its mapping.
     pub(crate) fn mappings(&self) -> impl Iterator<Item = (&Region, Arc<Mapping>)> {
         let mappings = self.map.iter().map(GuestRegionMmap::get_mmap);
@@ -264,6 +296,11 @@ mod tests {
         assert_eq!(m.resident().unwrap(), 0x3000);
         assert_eq!(m.read_value::<u32>(0x3ffc).unwrap(), 0xabab_abab);
         assert!(m.fill(0x3001, 0x1000, 0).is_err());
+        assert!(m.discard(0x1000, 0x3000).is_err());
+        assert!(m.discard(0x800, 0x1000).is_err());
+        m.discard(0x3000, 0x1000).unwrap();
+        assert_eq!(m.resident().unwrap(), 0x2000);
+        assert_eq!(m.read_value::<u32>(0x3ffc).unwrap(), 0);
         assert!(m.read(u64::MAX, &mut [0; 2]).is_err());
     }
 }

@@ -279,6 +279,34 @@ pub(crate) fn resident(mapping: &Mapping) -> io::Result<u64> {
     Ok((count * page) as u64)
 }
 
+/// Gives the host back the pages of a part of a mapping: `MADV_DONTNEED`, or `MADV_REMOVE` for one
+/// that is shared with a file.
+pub(crate) fn discard(
+    mapping: &MmapRegion,
+    offset: usize,
+    len: usize,
+    shared: bool,
+) -> io::Result<()> {
+    if offset
+        .checked_add(len)
+        .is_none_or(|end| end > mapping.size())
+    {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let from = mapping.as_ptr().wrapping_add(offset).cast();
+    let advice = if shared {
+        libc::MADV_REMOVE
+    } else {
+        libc::MADV_DONTNEED
+    };
+    // SAFETY: the range lies in a live mapping of guest memory, as was just checked. Its content is
+    // only ever accessed as volatile bytes, which may change at any time.
+    if unsafe { libc::madvise(from, len, advice) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// A vCPU's descriptor and its run pages.
 #[derive(Debug)]
 pub(crate) struct VcpuFile {
