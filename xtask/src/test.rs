@@ -59,6 +59,8 @@ const TOOLS: &[Tool] = &[
     Tool::program("mkfs.ext4", "e2fsprogs", "make filesystems in tests"),
     Tool::program("strace", "strace", "make system calls fail in tests"),
     Tool::program("tar", "tar", "compare archives with another tar in tests"),
+    Tool::program("iasl", "acpica-tools", "read ACPI tables in tests"),
+    Tool::program("xz", "xz-utils", "uncompress modules of kernels in tests"),
 ];
 
 /// Cases of each property in a quick run.

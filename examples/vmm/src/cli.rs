@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Run a bare-metal guest on a virtual CPU of /dev/kvm
+pub(crate) use crate::config::Mode;
+use crate::config::{Disk, Network, Vsock};
+
+/// Run a guest on virtual CPUs of /dev/kvm: a distribution's kernel, or a program without one
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXIT_STATUS)]
 pub(crate) struct Cli {
@@ -15,31 +18,72 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start a virtual machine and run a guest in it until it exits
+    /// Start a virtual machine and run a guest in it until it ends
     #[command(after_help = EXIT_STATUS, after_long_help = MACHINE)]
-    Boot(BootArgs),
-    /// Write a small guest to a file, to boot it
+    Boot(Box<BootArgs>),
+    /// Go on with a machine that was saved
+    #[command(after_help = EXIT_STATUS)]
+    Restore(RestoreArgs),
+    /// Print the machine that these options make, as a machine file
+    Config(Box<ConfigArgs>),
+    /// Write a small guest to a file, or an initial RAM disk for a distribution's kernel
     ///
-    /// The guests are built into this program: no assembler is needed. Each prints through the
+    /// The small guests are built into this program: no assembler is needed. Each prints through the
     /// serial port what it sees of the machine (its mode, the CPU's vendor, the hypervisor, whether
     /// paging is on) and halts.
+    ///
+    /// With --kernel, writes an initial RAM disk with the modules of that kernel that this machine's
+    /// devices need, and busybox; it mounts the first disk if its command line says root=/dev/vda,
+    /// and runs init there, or else gives a shell.
     #[command(
-        after_help = "Example:\n  cofferdam-vmm guest long --output hello.elf\n  cofferdam-vmm boot --kernel hello.elf"
+        after_help = "Examples:\n  cofferdam-vmm guest long --output hello.elf\n  cofferdam-vmm boot --kernel hello.elf\n\n  cofferdam-vmm guest --kernel /boot/vmlinuz-6.1.0-1-amd64 --output initrd\n  cofferdam-vmm boot --kernel /boot/vmlinuz-6.1.0-1-amd64 --initrd initrd --cmdline console=ttyS0"
     )]
     Guest(GuestArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BootArgs {
-    /// The guest: a flat binary, or an ELF64 executable for x86-64
+    /// The guest: a Linux kernel, an ELF64 executable, a Multiboot kernel, or a flat binary
     #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: PathBuf,
-    /// The CPU mode of the guest's first instruction
-    #[arg(long, value_enum, default_value_t = Mode::Auto)]
-    pub(crate) mode: Mode,
-    /// The guest's memory in MiB (1 to 1048576); the host gives it as the guest touches it
-    #[arg(long, value_name = "MiB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-    pub(crate) memory: u64,
+    pub(crate) kernel: Option<PathBuf>,
+    /// The machine file (JSON, see `config`); options change what it says
+    #[arg(long, value_name = "FILE")]
+    pub(crate) machine: Option<PathBuf>,
+    /// The CPU mode of the guest's first instruction, or its boot protocol [default: auto]
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<Mode>,
+    /// An initial RAM disk for the kernel
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// The kernel's command line, such as console=ttyS0
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) cmdline: Option<String>,
+    /// The guest's memory in MiB (1 to 1048576), which the host gives as the guest touches it
+    /// [default: 128]
+    #[arg(long, value_name = "MiB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(crate) memory: Option<u64>,
+    /// Virtual CPUs [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=254))]
+    pub(crate) cpus: Option<u8>,
+    /// A disk: a raw file or block device; may be given several times
+    #[arg(long, value_name = "FILE[,ro][,serial=TEXT][,bps=N][,iops=N]")]
+    pub(crate) disk: Vec<Disk>,
+    /// A network card on a tap interface; may be given several times
+    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS][,mtu=N][,bps=N]")]
+    pub(crate) net: Vec<Network>,
+    /// Connections with the host: the guest's number (3 or more), and a Unix socket
+    #[arg(long, value_name = "CID:PATH")]
+    pub(crate) vsock: Option<Vsock>,
+    /// Where the output of a second console (/dev/hvc0) goes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) console: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// What does not change the machine.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
     /// End the guest after this many seconds (such as 10 or 0.5), with exit status 10
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
@@ -52,31 +96,60 @@ pub(crate) struct BootArgs {
     /// `exits`: how often the guest came out to this program, by reason.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub(crate) stats: Option<PathBuf>,
+    /// A Unix socket to control the machine by HTTP: pause, resume, snapshot, metrics, shutdown
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+    /// Shut the machine in: namespaces of its own with an empty root, a control group, no
+    /// capabilities, and system call filters [default: on for a kernel when root]
+    #[arg(long, overrides_with = "no_jail")]
+    pub(crate) jail: bool,
+    /// Run without the jail
+    #[arg(long)]
+    pub(crate) no_jail: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The directory that the snapshot was saved to
+    #[arg(value_name = "DIR")]
+    pub(crate) from: PathBuf,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(flatten)]
+    pub(crate) boot: BootArgs,
+    /// Print the machine file's JSON schema instead
+    #[arg(long)]
+    pub(crate) schema: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct GuestArgs {
-    /// The mode that the guest is for
-    #[arg(value_enum)]
-    pub(crate) mode: GuestMode,
+    /// The mode that a small guest is for
+    #[arg(
+        value_enum,
+        required_unless_present = "kernel",
+        conflicts_with = "kernel"
+    )]
+    pub(crate) mode: Option<GuestMode>,
     /// The file's format (default: elf for long, flat for the others)
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,
+    /// Make an initial RAM disk for this kernel (a file, or a Debian package that is installed)
+    #[arg(long, value_name = "FILE-OR-PACKAGE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The program that the initial RAM disk starts, instead of its own
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) init: Option<PathBuf>,
+    /// One more module of the kernel to load; may be given several times
+    #[arg(long, value_name = "NAME", requires = "kernel")]
+    pub(crate) module: Vec<String>,
     /// Where to write it; an existing file is overwritten
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Mode {
-    /// Long for an ELF file, real for any other
-    Auto,
-    /// 16-bit real mode: a flat binary at 0000:7c00, as a boot sector is loaded
-    Real,
-    /// 32-bit protected mode, flat segments, paging off; a flat binary is loaded at 0x100000
-    Protected,
-    /// 64-bit long mode, all memory mapped one to one; a flat binary is loaded at 0x100000
-    Long,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -108,30 +181,45 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 const EXIT_STATUS: &str = "\
 Exit status:
-  0    the guest halted with interrupts off: a clean end
+  0    the guest powered off, or halted with interrupts off: a clean end
   odd  the guest wrote V to port 0xf4: the status is 2 x V + 1 (as QEMU's isa-debug-exit)
-  2    the command line was wrong
+  2    the command line or the machine file was wrong
   4    the host lacks something: /dev/kvm, permission, memory
   6    a file cannot be read, written or loaded
   8    the guest crashed, or halted for ever
-  10   the guest was ended by --timeout";
+  10   the guest was ended by --timeout
+  12   the guest asked for a restart
+  14   the guest's kernel panicked
+  16   the machine was ended from outside: by the detach key, a signal, or the control socket";
 
 const MACHINE: &str = "\
-The machine:
+A guest without a kernel's protocol (modes real, protected, long):
   one vCPU, interrupts off, no interrupt controller
   memory from address 0, with a hole from 3 GiB to 4 GiB
   a 16550 serial port at I/O ports 0x3f8 to 0x3ff: its output goes to standard output
   an exit port at 0xf4
 
+A kernel (modes linux, pvh, multiboot) has beside these:
+  interrupt controllers and the timer in KVM, as many vCPUs as --cpus says
+  ACPI tables that describe everything, with power off and restart
+  virtio-mmio devices: disks, network cards, entropy, balloon, console, vsock
+  the terminal as serial console: Ctrl-] ends the machine
+
 Exit status:
-  0    the guest halted with interrupts off: a clean end
+  0    the guest powered off, or halted with interrupts off: a clean end
   odd  the guest wrote V to port 0xf4: the status is 2 x V + 1 (as QEMU's isa-debug-exit)
-  2    the command line was wrong
+  2    the command line or the machine file was wrong
   4    the host lacks something: /dev/kvm, permission, memory
   6    a file cannot be read, written or loaded
   8    the guest crashed, or halted for ever
   10   the guest was ended by --timeout
+  12   the guest asked for a restart
+  14   the guest's kernel panicked
+  16   the machine was ended from outside: by the detach key, a signal, or the control socket
 
-Example:
+Examples:
   cofferdam-vmm guest real --output hello.bin
-  cofferdam-vmm boot --kernel hello.bin --timeout 10 --stats";
+  cofferdam-vmm boot --kernel hello.bin --timeout 10 --stats
+
+  cofferdam-vmm guest --kernel /boot/vmlinuz-6.1.0-1-amd64 --output initrd
+  cofferdam-vmm boot --kernel /boot/vmlinuz-6.1.0-1-amd64 --initrd initrd --cmdline console=ttyS0";

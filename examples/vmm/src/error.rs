@@ -22,8 +22,56 @@ pub(crate) enum Error {
         size: u64,
         memory: u64,
     },
-    #[error("{path} is a Linux kernel (bzImage), and this version boots flat binaries and ELF64 executables: try one that `cofferdam-vmm guest` writes", path = path.display())]
-    BzImage { path: PathBuf },
+    #[error("cannot boot {path}: {problem}; is it the kernel you meant?", path = path.display())]
+    NotBootable {
+        path: PathBuf,
+        problem: &'static str,
+    },
+    #[error("cannot read the initial RAM disk {path}: {source}; give its file with --initrd", path = path.display())]
+    ReadInitrd { path: PathBuf, source: io::Error },
+    #[error("the initial RAM disk {path} has {len} bytes and there is room for {room}: give the guest more with --memory", path = path.display())]
+    InitrdTooBig { path: PathBuf, len: u64, room: u64 },
+    #[error(
+        "the command line has {len} bytes, and this kernel takes at most {limit}, without zeros: shorten it"
+    )]
+    CommandLine { len: usize, limit: u64 },
+    #[error("cannot read the machine file {path}: {source}", path = path.display())]
+    ReadMachine { path: PathBuf, source: io::Error },
+    #[error("the machine file {path} is wrong: {problem}; `cofferdam-vmm config --schema` prints what it may hold", path = path.display())]
+    BadMachine { path: PathBuf, problem: String },
+    #[error("there is no such machine: {what}")]
+    Machine { what: String },
+    #[error("cannot open the disk {path}: {source}; give a raw file or a block device that you may {access}", path = path.display(), access = if *read_only { "read" } else { "write, or add ,ro" })]
+    OpenDisk {
+        path: PathBuf,
+        read_only: bool,
+        source: io::Error,
+    },
+    #[error("the disk {path} is in use by another machine: stop that, or give both the disk with ,ro", path = path.display())]
+    DiskInUse { path: PathBuf },
+    #[error(
+        "cannot use the tap interface {name}: {source}; make it with `ip tuntap add {name} mode tap user $USER`"
+    )]
+    OpenTap { name: String, source: io::Error },
+    #[error("cannot listen on {path}: {source}; choose another place, or end what listens there", path = path.display())]
+    Socket { path: PathBuf, source: io::Error },
+    #[error("cannot {what}: {source}")]
+    Host {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("cannot {what} the snapshot {path}: {source}", path = path.display())]
+    Snapshot {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("the snapshot {path} is damaged or of another version: {problem}", path = path.display())]
+    BadSnapshot { path: PathBuf, problem: String },
+    #[error("cannot make an initial RAM disk: {what}")]
+    Kit { what: String },
+    #[error("cannot shut the machine in: {what}; run it with --no-jail to do without")]
+    Jail { what: String },
     #[error("{path} is an ELF executable, which cannot start in real mode: use --mode long, --mode protected, or a flat binary", path = path.display())]
     ElfInRealMode { path: PathBuf },
     #[error("{path} starts at {entry:#x}, which protected mode cannot reach: use --mode long or link it below 4 GiB", path = path.display())]
@@ -51,16 +99,32 @@ impl Error {
     /// The process's exit status. Odd ones are the guest's own.
     pub(crate) fn status(&self) -> u8 {
         match self {
-            Self::Kvm(_) | Self::Measure { .. } => 4,
+            Self::Kvm(_)
+            | Self::Measure { .. }
+            | Self::OpenTap { .. }
+            | Self::Host { .. }
+            | Self::Jail { .. }
+            | Self::DiskInUse { .. } => 4,
             Self::ReadKernel { .. }
             | Self::Load { .. }
             | Self::KernelTooBig { .. }
-            | Self::BzImage { .. }
+            | Self::NotBootable { .. }
+            | Self::ReadInitrd { .. }
+            | Self::InitrdTooBig { .. }
+            | Self::OpenDisk { .. }
+            | Self::Socket { .. }
+            | Self::Snapshot { .. }
+            | Self::BadSnapshot { .. }
+            | Self::Kit { .. }
             | Self::ElfInRealMode { .. }
             | Self::EntryTooHigh { .. }
             | Self::Write { .. }
             | Self::Output { .. } => 6,
-            Self::NoRealElf => 2,
+            Self::NoRealElf
+            | Self::CommandLine { .. }
+            | Self::ReadMachine { .. }
+            | Self::BadMachine { .. }
+            | Self::Machine { .. } => 2,
             Self::Crashed { .. } | Self::HaltedForever { .. } => 8,
             Self::TimedOut { .. } => 10,
         }

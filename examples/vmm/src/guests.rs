@@ -6,6 +6,7 @@ use kvm_vcpu::{Asm, Bits, Cond, Label, Reg};
 
 use crate::cli::{Format, GuestArgs, GuestMode};
 use crate::error::Error;
+use crate::kit;
 
 const SERIAL: u32 = 0x3f8;
 const LINE_STATUS: u32 = SERIAL + 5;
@@ -23,7 +24,10 @@ const ORIGIN: u64 = 0x10_0000;
 
 /// Writes a guest to a file.
 pub(crate) fn write(args: &GuestArgs) -> Result<(), Error> {
-    let bytes = build(args.mode, args.format)?;
+    let Some(mode) = args.mode else {
+        return kit::write(args);
+    };
+    let bytes = build(mode, args.format)?;
     fs::write(&args.output, bytes).map_err(|source| Error::Write {
         path: args.output.clone(),
         source,

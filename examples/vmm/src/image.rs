@@ -1,4 +1,4 @@
-//! What kind of file a guest is, and where it goes.
+//! What kind of file a guest is, and how it is put into memory.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,8 @@ use kvm_vcpu::{
     load_flat,
 };
 
-use crate::cli::Mode;
+use crate::boot::{Entry, linux, multiboot, pvh};
+use crate::config::{Machine, Mode};
 use crate::error::Error;
 
 /// Where a boot sector is loaded, and so a flat guest in real mode.
@@ -18,12 +19,11 @@ const REAL_LOAD: u16 = 0x7c00;
 const FLAT_LOAD: u64 = 0x10_0000;
 
 /// Reads a guest's file, but never more than the guest's memory could hold.
-pub(crate) fn read(path: &Path, memory_mib: u64) -> Result<Vec<u8>, Error> {
+pub(crate) fn read(path: &Path, file: &File, memory_mib: u64) -> Result<Vec<u8>, Error> {
     let error = |source| Error::ReadKernel {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(error)?;
     let too_big = |size| Error::KernelTooBig {
         path: path.to_owned(),
         size,
@@ -46,25 +46,54 @@ pub(crate) fn read(path: &Path, memory_mib: u64) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// Loads a guest and says how its CPU starts.
+/// How a guest is started: what the file is, unless the machine says it.
+pub(crate) fn mode(chosen: Mode, bytes: &[u8]) -> Mode {
+    let elf = bytes.starts_with(b"\x7fELF");
+    match chosen {
+        Mode::Auto if linux::is_bzimage(bytes) => Mode::Linux,
+        Mode::Auto if pvh::entry(bytes).is_some() => Mode::Pvh,
+        Mode::Auto if multiboot::is_multiboot(bytes) => Mode::Multiboot,
+        Mode::Auto if elf => Mode::Long,
+        Mode::Auto => Mode::Real,
+        chosen => chosen,
+    }
+}
+
+/// Whether a guest started so is a kernel, which expects a whole machine.
+pub(crate) fn is_kernel(mode: Mode) -> bool {
+    matches!(mode, Mode::Linux | Mode::Pvh | Mode::Multiboot)
+}
+
+/// Puts a guest into memory and says how its first CPU starts.
 pub(crate) fn load(
+    machine: &Machine,
+    bytes: &[u8],
+    mode: Mode,
+    initrd: Option<&mut File>,
+    memory: &GuestMemory,
+) -> Result<Entry, Error> {
+    let path = &machine.kernel;
+    let line = &machine.command_line;
+    let initrd = machine.initrd.as_deref().zip(initrd);
+    match mode {
+        Mode::Linux if bytes.starts_with(b"\x7fELF") => {
+            linux::load_vmlinux(path, bytes, initrd, line, memory)
+        }
+        Mode::Linux => linux::load(path, bytes, initrd, line, memory),
+        Mode::Pvh => pvh::load(path, bytes, initrd, line, memory),
+        Mode::Multiboot => multiboot::load(path, bytes, initrd, line, memory),
+        _ => load_bare(path, bytes, mode, memory).map(Entry::new),
+    }
+}
+
+/// Loads a guest that no protocol tells anything.
+fn load_bare(
     path: &Path,
     bytes: &[u8],
     mode: Mode,
     memory: &GuestMemory,
 ) -> Result<CpuMode, Error> {
     let elf = bytes.starts_with(b"\x7fELF");
-    // The magic of Linux's boot protocol.
-    if bytes.get(0x202..0x206) == Some(b"HdrS") {
-        return Err(Error::BzImage {
-            path: path.to_owned(),
-        });
-    }
-    let mode = match mode {
-        Mode::Auto if elf => Mode::Long,
-        Mode::Auto => Mode::Real,
-        chosen => chosen,
-    };
     if elf && mode == Mode::Real {
         return Err(Error::ElfInRealMode {
             path: path.to_owned(),
@@ -94,7 +123,6 @@ pub(crate) fn load(
         },
     })?;
     match mode {
-        Mode::Real | Mode::Auto => Ok(CpuMode::real(0, REAL_LOAD)),
         Mode::Protected => {
             let entry = u32::try_from(loaded.entry).map_err(|_| Error::EntryTooHigh {
                 path: path.to_owned(),
@@ -116,6 +144,7 @@ pub(crate) fn load(
             let root = tables.install(memory)?;
             Ok(CpuMode::long(loaded.entry, root).with_stack(base))
         }
+        _ => Ok(CpuMode::real(0, REAL_LOAD)),
     }
 }
 

@@ -1,13 +1,30 @@
 //! `cofferdam-vmm`: one virtual machine in one process, over [`kvm_vcpu`].
 #![forbid(unsafe_code)]
 
+mod acpi;
+mod board;
+mod boot;
 mod cli;
+mod config;
+mod control;
 mod error;
+mod event;
+mod files;
+mod filter;
+mod generation;
 mod guests;
 mod image;
+mod input;
+mod jail;
+mod kit;
+mod layout;
 mod machine;
+mod processor;
 mod serial;
+mod snapshot;
 mod stats;
+mod terminal;
+mod virtio;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -21,6 +38,8 @@ fn main() -> ExitCode {
     let clock = stats::Clock::start();
     let result = match Cli::parse().command {
         Command::Boot(args) => machine::boot(&args, clock),
+        Command::Restore(args) => snapshot::restore(&args, clock),
+        Command::Config(args) => config::print(&args).map(|()| 0),
         Command::Guest(args) => guests::write(&args).map(|()| 0),
     };
     match result {

@@ -1,9 +1,10 @@
 //! What a run cost, measured.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_vcpu::{Exit, GuestMemory};
@@ -44,17 +45,45 @@ fn cpu_time() -> Duration {
     )
 }
 
-/// Collects the measurements of one run.
+/// Collects the measurements of one run, from all its threads.
 #[derive(Debug)]
 pub(crate) struct Stats {
     clock: Clock,
-    created: Option<Duration>,
-    first_output: Option<Duration>,
-    exits: BTreeMap<&'static str, u64>,
+    created: OnceLock<Duration>,
+    first_output: OnceLock<Duration>,
+    exits: Mutex<BTreeMap<&'static str, u64>>,
+    /// Where the kernel tells of this process's memory, opened while there are files.
+    memory: File,
+}
+
+/// Where the report goes.
+#[derive(Debug)]
+pub(crate) struct Report {
+    path: PathBuf,
+    /// Standard error if there is no file.
+    file: Option<File>,
+}
+
+impl Report {
+    /// A report to a file, or to standard error when it is `-`.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let file = if path == Path::new("-") {
+            None
+        } else {
+            Some(File::create(path).map_err(|source| Error::Write {
+                path: path.to_owned(),
+                source,
+            })?)
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct Measured {
     mode: &'static str,
     guest_memory_bytes: u64,
     guest_resident_bytes: u64,
@@ -68,28 +97,30 @@ struct Report {
 }
 
 impl Stats {
-    pub(crate) fn new(clock: Clock) -> Self {
-        Self {
+    pub(crate) fn new(clock: Clock) -> Result<Self, Error> {
+        Ok(Self {
+            memory: File::open(SMAPS).map_err(|source| Error::Measure {
+                path: SMAPS,
+                source,
+            })?,
             clock,
-            created: None,
-            first_output: None,
-            exits: BTreeMap::new(),
-        }
+            created: OnceLock::new(),
+            first_output: OnceLock::new(),
+            exits: Mutex::new(BTreeMap::new()),
+        })
     }
 
     /// The vCPU is about to run for the first time.
-    pub(crate) fn first_run(&mut self) {
-        self.created = Some(self.clock.elapsed());
+    pub(crate) fn first_run(&self) {
+        self.created.get_or_init(|| self.clock.elapsed());
     }
 
     /// A byte of the guest's output has been written.
-    pub(crate) fn output(&mut self) {
-        if self.first_output.is_none() {
-            self.first_output = Some(self.clock.elapsed());
-        }
+    pub(crate) fn output(&self) {
+        self.first_output.get_or_init(|| self.clock.elapsed());
     }
 
-    pub(crate) fn exit(&mut self, exit: &Exit) {
+    pub(crate) fn exit(&self, exit: &Exit) {
         let name = match exit {
             Exit::PortOut(_) => "port_out",
             Exit::PortIn(_) => "port_in",
@@ -102,52 +133,67 @@ impl Stats {
             Exit::Interrupted => "interrupted",
             _ => "other",
         };
-        *self.exits.entry(name).or_default() += 1;
+        *self.counts().entry(name).or_default() += 1;
     }
 
-    /// Writes the report to a file, or to standard error when it is `-`.
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.exits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often the guest came out, by reason.
+    pub(crate) fn exits(&self) -> BTreeMap<&'static str, u64> {
+        self.counts().clone()
+    }
+
+    /// Writes the report.
     pub(crate) fn write(
-        self,
-        to: &Path,
+        &self,
+        to: Report,
         mode: &'static str,
         memory: &GuestMemory,
     ) -> Result<(), Error> {
         // Measured before the report itself takes memory.
-        let resident = resident()?;
+        let resident = resident(&self.memory)?;
         let guest_resident = memory.resident()?;
         let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
-        let report = Report {
+        let report = Measured {
             mode,
             guest_memory_bytes: memory.size(),
             guest_resident_bytes: guest_resident,
             vmm_resident_bytes: resident.saturating_sub(guest_resident),
-            process_start_to_first_run_us: self.created.map(us),
-            process_start_to_first_output_us: self.first_output.map(us),
+            process_start_to_first_run_us: self.created.get().copied().map(us),
+            process_start_to_first_output_us: self.first_output.get().copied().map(us),
             total_us: us(self.clock.elapsed()),
             cpu_us: us(cpu_time()),
-            exits_total: self.exits.values().sum(),
-            exits: self.exits,
+            exits_total: self.exits().values().sum(),
+            exits: self.exits(),
         };
         let write_error = |source| Error::Write {
-            path: to.to_owned(),
+            path: to.path.clone(),
             source,
         };
         let mut text =
             serde_json::to_string_pretty(&report).map_err(|e| write_error(io::Error::other(e)))?;
         text.push('\n');
-        if to == Path::new("-") {
-            io::stderr().write_all(text.as_bytes()).map_err(write_error)
-        } else {
-            fs::write(to, text).map_err(write_error)
+        match to.file {
+            None => io::stderr().write_all(text.as_bytes()),
+            Some(mut file) => file.write_all(text.as_bytes()),
         }
+        .map_err(write_error)
     }
 }
 
+const SMAPS: &str = "/proc/self/smaps_rollup";
+
 /// Bytes of memory that this process holds, the guest's included.
-fn resident() -> Result<u64, Error> {
-    const PATH: &str = "/proc/self/smaps_rollup";
-    let error = |source| Error::Measure { path: PATH, source };
-    let text = fs::read_to_string(PATH).map_err(error)?;
+fn resident(mut smaps: &File) -> Result<u64, Error> {
+    let error = |source| Error::Measure {
+        path: SMAPS,
+        source,
+    };
+    let mut text = String::new();
+    smaps.rewind().map_err(error)?;
+    smaps.read_to_string(&mut text).map_err(error)?;
     parse_rss(&text).ok_or_else(|| error(io::Error::other("it has no Rss line")))
 }
 
@@ -166,7 +212,7 @@ mod tests {
         let smaps = "55d0-7ffe [rollup]\nRss:                1640 kB\nPss:   12 kB\n";
         assert_eq!(parse_rss(smaps), Some(1640 * 1024));
         assert_eq!(parse_rss("Pss: 3 kB"), None);
-        assert!(resident().unwrap() > 4096);
+        assert!(resident(&File::open(SMAPS).unwrap()).unwrap() > 4096);
     }
 
     #[test]

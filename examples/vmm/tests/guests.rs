@@ -112,7 +112,7 @@ fn statistics_are_measured() {
     let stats: serde_json::Value = serde_json::from_str(&text).unwrap();
     let number = |key: &str| stats[key].as_u64().unwrap();
     assert_eq!(stats["mode"], "real");
-    assert_eq!(number("guest_memory_bytes"), 16 << 20);
+    assert_eq!(number("guest_memory_bytes"), 128 << 20);
     // The code and the stack, and what the CPU itself touches.
     assert!((0x1000..0x1_0000).contains(&number("guest_resident_bytes")));
     assert!((100 << 10..64 << 20).contains(&number("vmm_resident_bytes")));

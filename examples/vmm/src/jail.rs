@@ -1,0 +1,176 @@
+//! The jail around a machine, made of this project's own parts.
+//!
+//! This program starts itself again through `namespaces`: in a user namespace and with mounts,
+//! processes, network, IPC, host name and control groups of its own, in a control group that limits
+//! its memory and threads. There it opens what the machine needs, except for network interfaces, which
+//! were opened before and come along. Then, before the guest runs, it [`confine`]s itself: its root
+//! becomes an empty directory in memory, it gives up all capabilities, and each of its threads is held
+//! to the system calls of its work ([`filter`]).
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::ExitStatus;
+
+use cgroups::{Bytes, Guard, Hierarchy, Limits, Max};
+use namespaces::{Command, Namespace, UserMapping};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{chdir, pivot_root};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+
+use crate::config::Machine;
+use crate::error::Error;
+
+/// Set in the environment of the program in the jail: how many interfaces came along.
+pub(crate) const INSIDE: &str = "COFFERDAM_VMM_JAILED";
+/// The first of the interfaces' file descriptors.
+const FIRST_TAP: i32 = 10;
+
+/// What the program may use beyond the guest's memory, and how many threads it may have.
+const OVERHEAD_MIB: u64 = 128;
+const THREADS: u64 = 512;
+
+fn failed(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |e| Error::Jail {
+        what: format!("cannot {what}: {e}"),
+    }
+}
+
+/// Whether this process is in the jail already, or about to be.
+pub(crate) fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+/// Runs this program again with the same command line, in the jail; returns its exit status.
+pub(crate) fn enter(machine: &Machine) -> Result<u8, Error> {
+    let error = |e: namespaces::Error| Error::Jail {
+        what: e.to_string(),
+    };
+    let mut command = Command::new("/proc/self/exe");
+    let mut arguments = std::env::args_os();
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    for (number, network) in (FIRST_TAP..).zip(&machine.networks) {
+        command.fd(number, crate::files::tap(network)?);
+    }
+    command
+        .args(arguments)
+        .env(INSIDE, machine.networks.len().to_string())
+        .user_namespace(UserMapping::CallerAsRoot)
+        .unshare([
+            Namespace::Mount,
+            Namespace::Pid,
+            Namespace::Net,
+            Namespace::Ipc,
+            Namespace::Uts,
+            Namespace::Cgroup,
+        ])
+        .die_with_parent(true)
+        .kill_on_drop(true);
+    let group = group(machine);
+    if let Some(directory) = group.as_ref().and_then(|g| g.unified_directory()) {
+        command.cgroup(directory);
+    }
+    let starting = command.start().map_err(error)?;
+    if let Some(group) = &group {
+        // The hierarchies of cgroup v1.
+        group.attach(starting.pid()).map_err(|e| Error::Jail {
+            what: e.to_string(),
+        })?;
+    }
+    // The signals of the terminal reach the program in the jail by themselves; one that is meant
+    // for this process alone is passed on.
+    let mut child = starting.exec().map_err(error)?;
+    pass_signals_on(&child)?;
+    let status: ExitStatus = child.wait().map_err(error)?;
+    if let Some(group) = group {
+        group.close().map_err(|e| Error::Jail {
+            what: format!("cannot remove its control group: {e}"),
+        })?;
+    }
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(Error::status(&Error::Jail {
+            what: String::new(),
+        })))
+}
+
+fn pass_signals_on(child: &namespaces::Child) -> Result<(), Error> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let pidfd = child
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(failed("keep hold of the program in the jail"))?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .map_err(failed("catch signals"))?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            // It may have ended.
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::TERM);
+        }
+    });
+    Ok(())
+}
+
+/// The control group of the machine, where this process may make one.
+fn group(machine: &Machine) -> Option<Guard> {
+    let limits = Limits::new()
+        .memory_max(Bytes::new((machine.memory_mib + OVERHEAD_MIB) << 20))
+        .pids_max(Max::At(THREADS));
+    let made = Hierarchy::detect().and_then(|h| h.root()).and_then(|root| {
+        root.create_where_permitted(format!("cofferdam-vmm-{}", std::process::id()))
+    });
+    let guard = made.ok()?.guard();
+    // A hierarchy without these controllers holds it all the same, so that it can be found.
+    let _ = guard.apply(&limits);
+    Some(guard)
+}
+
+/// The network interfaces that came along into the jail.
+pub(crate) fn taps() -> Result<Vec<OwnedFd>, Error> {
+    let count: i32 = std::env::var(INSIDE)
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
+    // A file descriptor is only a number here; the kernel gives the file behind it.
+    let own = rustix::process::pidfd_open(
+        rustix::process::getpid(),
+        rustix::process::PidfdFlags::empty(),
+    )
+    .map_err(|e| failed("find this process")(e.into()))?;
+    (FIRST_TAP..FIRST_TAP + count)
+        .map(|number| {
+            rustix::process::pidfd_getfd(&own, number, rustix::process::PidfdGetfdFlags::empty())
+                .map_err(|e| failed("take over a network interface")(e.into()))
+        })
+        .collect()
+}
+
+/// Gives up what is left, once everything is open: from here on there is no file to be opened and
+/// nothing that this process may do to others.
+pub(crate) fn confine() -> Result<(), Error> {
+    let step = |what, result: rustix::io::Result<()>| result.map_err(|e| failed(what)(e.into()));
+    // Any directory will do: it is hidden in this mount namespace only.
+    let flags = MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::RDONLY;
+    step(
+        "mount an empty root",
+        mount(
+            "root",
+            "/proc",
+            "tmpfs",
+            flags,
+            c"size=0,nr_inodes=1,mode=555",
+        ),
+    )?;
+    step("enter the empty root", chdir("/proc"))?;
+    step("change the root", pivot_root(".", "."))?;
+    step("leave the old root", unmount(".", UnmountFlags::DETACH))?;
+    step("enter the root", chdir("/"))?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    step("give up capabilities", set_capabilities(None, none))?;
+    step("forbid new privileges", set_no_new_privs(true))
+}
