@@ -142,20 +142,16 @@ impl GuestMemory {
         let end = address.checked_add(len).ok_or_else(outside)?;
         let (region, mapping) = self
             .mappings()
-            .find(|(r, _)| r.start <= address && end <= r.start + r.len)
+            .find(|(r, _)| r.start() <= address && end <= r.start() + r.len())
             .ok_or_else(outside)?;
         let failed = |source| Error::Ioctl {
             operation: "madvise (giving pages of guest memory back to the host)",
             source,
         };
-        let shared = match region.backing {
-            Backing::File { shared: true, .. } => {
-                return Err(failed(io::ErrorKind::Unsupported.into()));
-            }
-            Backing::Memfd => true,
-            _ => false,
-        };
-        let offset = (address - region.start) as usize;
+        let shared = region
+            .discards_shared()
+            .ok_or_else(|| failed(io::ErrorKind::Unsupported.into()))?;
+        let offset = (address - region.start()) as usize;
         sys::discard(&mapping, offset, len as usize, shared).map_err(failed)
     }
 

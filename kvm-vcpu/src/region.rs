@@ -131,6 +131,16 @@ impl Region {
         self.log_dirty
     }
 
+    /// Whether pages can be given back, and if so whether others see it: `None` for a file whose content
+    /// would be lost.
+    pub(crate) fn discards_shared(&self) -> Option<bool> {
+        match self.backing {
+            Backing::File { shared: true, .. } => None,
+            Backing::Memfd => Some(true),
+            _ => Some(false),
+        }
+    }
+
     /// The memory slot's flags.
     pub(crate) fn flags(&self) -> u32 {
         let read_only = if self.read_only { KVM_MEM_READONLY } else { 0 };

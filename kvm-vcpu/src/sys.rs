@@ -282,7 +282,7 @@ pub(crate) fn resident(mapping: &Mapping) -> io::Result<u64> {
 /// Gives the host back the pages of a part of a mapping: `MADV_DONTNEED`, or `MADV_REMOVE` for one
 /// that is shared with a file.
 pub(crate) fn discard(
-    mapping: &MmapRegion,
+    mapping: &Mapping,
     offset: usize,
     len: usize,
     shared: bool,

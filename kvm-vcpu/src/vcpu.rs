@@ -263,7 +263,8 @@ impl Vcpu {
                 Some(libc::EINTR) if deadline.is_some_and(|d| Instant::now() >= d) => {
                     Ok(Exit::TimedOut)
                 }
-                Some(libc::EINTR) => Ok(Exit::Interrupted),
+                // A vCPU that waited to be started by another says EAGAIN when that has happened.
+                Some(libc::EINTR | libc::EAGAIN) => Ok(Exit::Interrupted),
                 // The one exit that comes with an error; for others the reason is a stale one.
                 Some(libc::EFAULT | libc::EHWPOISON)
                     if self.file.run.exit_reason() == KVM_EXIT_MEMORY_FAULT =>

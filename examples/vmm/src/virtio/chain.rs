@@ -5,8 +5,9 @@
 
 use std::io;
 
+use kvm_vcpu::VmMemory;
 use kvm_vcpu::vm_memory::{
-    Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, ReadVolatile, WriteVolatile,
+    Bytes as _, GuestAddress, GuestMemoryBackend as _, ReadVolatile, WriteVolatile,
 };
 use virtio_queue::DescriptorChain;
 
@@ -63,17 +64,14 @@ impl Buffers {
 
 /// A chain that the driver made.
 pub(crate) struct Chain<'m> {
-    memory: &'m GuestMemoryMmap,
+    memory: &'m VmMemory,
     readable: Buffers,
     writable: Buffers,
 }
 
 impl<'m> Chain<'m> {
     /// Walks a chain; `None` when it is not one that the specification allows.
-    pub(crate) fn new(
-        memory: &'m GuestMemoryMmap,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-    ) -> Option<Self> {
+    pub(crate) fn new(memory: &'m VmMemory, chain: DescriptorChain<&VmMemory>) -> Option<Self> {
         let mut this = Self {
             memory,
             readable: Buffers::default(),

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kvm_vcpu::vm_memory::GuestMemoryMmap;
+use kvm_vcpu::VmMemory;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT as _, QueueState, QueueT as _};
 
@@ -13,7 +13,7 @@ use super::Chain;
 /// One queue, with the memory that it is in.
 pub(crate) struct Ring {
     pub(crate) queue: Queue,
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<VmMemory>,
     /// The driver broke the rules: nothing more is done until it resets the device.
     pub(crate) broken: bool,
     /// Chains were given back since the driver was last told.
@@ -21,7 +21,7 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn new(queue: Queue, memory: Arc<GuestMemoryMmap>) -> Self {
+    pub(crate) fn new(queue: Queue, memory: Arc<VmMemory>) -> Self {
         Self {
             queue,
             memory,

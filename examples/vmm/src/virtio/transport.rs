@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_vcpu::vm_memory::GuestMemoryMmap;
+use kvm_vcpu::VmMemory;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT as _};
 
@@ -62,7 +62,7 @@ const COMMON_FEATURES: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
 pub(crate) struct Transport {
     pub(crate) device: Box<dyn Device>,
     pub(crate) rings: Vec<Ring>,
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<VmMemory>,
     /// Interrupts the guest.
     pub(crate) interrupt: Event,
     /// Wakes the worker.
@@ -80,7 +80,7 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    pub(crate) fn new(device: Box<dyn Device>, memory: Arc<GuestMemoryMmap>) -> io::Result<Self> {
+    pub(crate) fn new(device: Box<dyn Device>, memory: Arc<VmMemory>) -> io::Result<Self> {
         let mut this = Self {
             device,
             rings: Vec::new(),
