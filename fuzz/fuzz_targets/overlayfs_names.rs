@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
     // Names that can be: each becomes a directory beside the others.
     let mut names: Vec<&[u8]> = data
         .split(|byte| *byte == 0 || *byte == b'/')
-        .filter(|name| !matches!(name, b"" | b"." | b"..") && name.len() <= 255)
+        .filter(|name| !matches!(*name, b"" | b"." | b"..") && name.len() <= 255)
         .take(6)
         .collect();
     names.sort_unstable();
