@@ -151,7 +151,7 @@ impl Overlay {
 
     /// Vouches that no mounted overlay uses the upper layer or the work directory.
     ///
-    /// Otherwise the kernel is asked whether one does. Asking takes about as long as mounting:
+    /// Otherwise the kernel is asked whether one does. Asking takes several times as long as mounting:
     /// the kernel has to make half of an overlay to find out, and says in its log (`dmesg`)
     /// that the other half was not to be had.
     pub fn exclusive(mut self) -> Self {
