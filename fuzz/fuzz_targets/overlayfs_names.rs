@@ -52,7 +52,8 @@ fuzz_target!(|data: &[u8]| {
     for (number, lower) in lowers.iter().enumerate() {
         fs::write(lower.join(number.to_string()), "").expect("written");
     }
-    let source = String::from_utf8_lossy(names[0]).into_owned();
+    // Each of them may become three bytes, and the kernel takes 255.
+    let source: String = String::from_utf8_lossy(names[0]).chars().take(60).collect();
     let mounted = Overlay::bottom_up(lowers)
         .upper(upper, work)
         .interface(interface)

@@ -143,7 +143,8 @@ impl Overlay {
         self
     }
 
-    /// The name that the mount table shows as the source; `overlay` unless set.
+    /// The name that the mount table shows as the source; `overlay` unless set. The kernel takes
+    /// at most 255 bytes.
     pub fn source(mut self, name: impl Into<String>) -> Self {
         self.source = name.into();
         self
