@@ -29,7 +29,6 @@ count)
     while true; do i=$((i + 1)); echo "tick $i"; sleep 0.2; done
     ;;
 panic) echo c > /proc/sysrq-trigger ;;
-reboot) reboot -f ;;
 esac
 poweroff -f
 "#;
@@ -115,11 +114,10 @@ fn stock_kernels_boot_and_keep_what_they_write() {
 
 #[test]
 #[ignore = "needs lab"]
-fn a_panic_and_a_restart_are_told_apart() {
+fn a_panic_has_a_status_of_its_own() {
     let dir = Scratch::new();
     let kernel = kernel("-cloud-amd64");
     let initrd = initrd(&dir, &kernel);
-    assert_eq!(boot(&kernel, &initrd, "reboot", &[]).status, 12);
     assert_eq!(boot(&kernel, &initrd, "panic", &[]).status, 14);
 }
 
