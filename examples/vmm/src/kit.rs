@@ -15,7 +15,7 @@ const MODULES: &str = "/lib/modules";
 const INIT: &[u8] = include_bytes!("kit/init.sh");
 
 /// What a stock kernel needs for our devices. What is built into it is left out.
-const WANTED: [&str; 10] = [
+const WANTED: [&str; 11] = [
     "virtio_mmio",
     "virtio_blk",
     "virtio_net",
@@ -24,11 +24,17 @@ const WANTED: [&str; 10] = [
     "virtio_balloon",
     "vmw_vsock_virtio_transport",
     "pvpanic-mmio",
+    "crc32c_generic",
     "ext4",
     "af_packet",
 ];
 /// Of these a kernel may have none.
-const OPTIONAL: [&str; 3] = ["pvpanic-mmio", "vmw_vsock_virtio_transport", "af_packet"];
+const OPTIONAL: [&str; 4] = [
+    "pvpanic-mmio",
+    "vmw_vsock_virtio_transport",
+    "af_packet",
+    "crc32c_generic",
+];
 
 fn fail<T>(what: impl Into<String>) -> Result<T, Error> {
     Err(Error::Kit { what: what.into() })
