@@ -100,12 +100,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
     /// Shut the machine in: namespaces of its own with an empty root, a control group, no
-    /// capabilities, and system call filters [default: on for a kernel when root]
-    #[arg(long, overrides_with = "no_jail")]
-    pub(crate) jail: bool,
-    /// Run without the jail
+    /// capabilities, and system call filters. Snapshots cannot be saved from inside it
     #[arg(long)]
-    pub(crate) no_jail: bool,
+    pub(crate) jail: bool,
 }
 
 #[derive(Debug, Args)]

@@ -70,7 +70,7 @@ pub(crate) enum Error {
     BadSnapshot { path: PathBuf, problem: String },
     #[error("cannot make an initial RAM disk: {what}")]
     Kit { what: String },
-    #[error("cannot shut the machine in: {what}; run it with --no-jail to do without")]
+    #[error("cannot shut the machine in: {what}; run it without --jail to do without")]
     Jail { what: String },
     #[error("{path} is an ELF executable, which cannot start in real mode: use --mode long, --mode protected, or a flat binary", path = path.display())]
     ElfInRealMode { path: PathBuf },
