@@ -53,7 +53,7 @@ impl Region {
     }
 
     /// Zeroed memory in a new sealed memfd, which can be handed to another process
-    /// ([`GuestMemory::file_at`]): it can neither shrink nor grow.
+    /// ([`GuestMemory::file_at`](crate::GuestMemory::file_at)): it can neither shrink nor grow.
     ///
     /// Minimum kernel: 3.17.
     #[doc(alias = "memfd_create")]

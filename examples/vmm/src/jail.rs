@@ -5,7 +5,7 @@
 //! its memory and threads. There it opens what the machine needs, except for network interfaces, which
 //! were opened before and come along. Then, before the guest runs, it [`confine`]s itself: its root
 //! becomes an empty directory in memory, it gives up all capabilities, and each of its threads is held
-//! to the system calls of its work ([`filter`]).
+//! to the system calls of its work (`filter.rs`).
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitStatus;
