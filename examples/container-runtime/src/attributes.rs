@@ -128,7 +128,7 @@ pub(crate) fn has_apparmor() -> bool {
 }
 
 /// Whether the machine has SELinux.
-pub(crate) fn has_selinux() -> bool {
+fn has_selinux() -> bool {
     std::path::Path::new("/sys/fs/selinux/enforce").exists()
 }
 

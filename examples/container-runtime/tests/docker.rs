@@ -31,6 +31,8 @@ impl Docker {
                 "--iptables=false",
             ])
             .args(["--ip6tables=false", "--storage-driver", "vfs"])
+            // Where systemd is process 1, a parent would have to be a slice.
+            .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
             .args(["--cgroup-parent", &common::unique()])
             .args(["--add-runtime", &format!("cofferdam={OURS}")])
             .args(["--default-runtime", "cofferdam"])
