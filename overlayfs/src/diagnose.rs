@@ -85,7 +85,7 @@ pub(crate) fn explain(overlay: &Overlay, stack: &Stack<'_>, failure: Failure) ->
         .or_else(|| stack.upper.as_ref().and_then(unsuitable_upper))
         .or_else(|| {
             (source == Errno::INVAL)
-                .then(|| beyond_the_kernel(&parts, stack, &overlay.options.words()))?
+                .then(|| beyond_the_kernel(&parts, stack, &stack.options.words()))?
         })
         .or_else(|| {
             let (role, path) = (source == Errno::INVAL)

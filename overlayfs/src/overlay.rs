@@ -68,6 +68,8 @@ pub(crate) struct Stack<'a> {
     pub(crate) lowers: Vec<&'a Layer>,
     pub(crate) data: Vec<&'a Layer>,
     pub(crate) upper: Option<Pair<'a>>,
+    /// With the marks settled, which costs system calls to find.
+    pub(crate) options: Options,
 }
 
 pub(crate) struct Pair<'a> {
@@ -201,7 +203,7 @@ impl Overlay {
     fn mount_classic(&self, target: &Path, directory: &OwnedFd) -> Result<Mounted> {
         let stack = self.open()?;
         let work = workdir::prepare(self, &stack)?;
-        legacy::mount_onto(self, &stack, directory, &self.options.words())
+        legacy::mount_onto(self, &stack, directory, &stack.options.words())
             .map_err(|failure| diagnose::explain(self, &stack, failure))?;
         let mounted = mounted::adopt(target, directory)?;
         work.verify(&stack)?;
@@ -222,7 +224,7 @@ impl Overlay {
         let stack = self.open()?;
         let work = workdir::prepare(self, &stack)?;
         let mount = self
-            .try_mount(&stack, &self.options.words())
+            .try_mount(&stack, &stack.options.words())
             .map_err(|failure| diagnose::explain(self, &stack, failure))?;
         work.verify(&stack)?;
         Ok(mount)
@@ -267,7 +269,8 @@ impl Overlay {
         if lowers == 0 || (lowers == 1 && self.upper.is_none()) {
             return Err(Error::TooFewLayers { lowers });
         }
-        self.options.check(self.upper.is_some())?;
+        let options = self.options.clone().marks(self.options.mark_names());
+        options.check(self.upper.is_some())?;
         let upper = match &self.upper {
             None => None,
             Some((upper, work)) => Some(Pair {
@@ -279,6 +282,7 @@ impl Overlay {
             lowers: self.lowers.iter().rev().collect(),
             data: self.data.iter().rev().collect(),
             upper,
+            options,
         })
     }
 }

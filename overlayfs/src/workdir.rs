@@ -82,7 +82,7 @@ pub(crate) fn prepare(overlay: &Overlay, stack: &Stack<'_>) -> Result<Prepared> 
     }
     let lock = Lock(directory);
     if (!overlay.tolerates_missing_xattrs || overlay.options.needs_xattrs())
-        && let Some(missing) = missing_xattrs(&lock.0, overlay.options.mark_names())
+        && let Some(missing) = missing_xattrs(&lock.0, stack.options.mark_names())
     {
         return Err(Error::UnsuitableUpper {
             upper: pair.upper.path.clone(),
