@@ -429,27 +429,6 @@ fn a_read_only_upper_is_named() {
 
 #[test]
 #[ignore = "needs root"]
-fn an_upper_without_file_types_in_its_directories_is_unsuitable() {
-    for interface in [Interface::Auto, Interface::OnePage, Interface::Classic] {
-        let case = Case::new();
-        let typeless = common::OnLoop::made_by("mke2fs", &["-q", "-t", "ext2", "-O", "^filetype"]);
-        let overlay = || {
-            Overlay::bottom_up([case.scratch.path("base")])
-                .upper(typeless.dir("upper"), typeless.dir("work"))
-                .interface(interface)
-        };
-        let merged = case.scratch.path("merged");
-        let error = overlay().mount(&merged).map(drop).unwrap_err();
-        assert!(
-            matches!(error, Error::UnsuitableUpper { missing, .. } if missing.contains("d_type")),
-            "{error}"
-        );
-        assert!(fs::read_dir(&merged).unwrap().next().is_none());
-    }
-}
-
-#[test]
-#[ignore = "needs root"]
 fn a_layer_that_the_kernel_refuses_is_named_with_the_kernels_reason() {
     for interface in INTERFACES {
         let case = Case::new();
