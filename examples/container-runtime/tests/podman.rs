@@ -2,7 +2,8 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -30,6 +31,15 @@ impl Podman {
             "[containers]\ndefault_ulimits = []\n",
         )
         .unwrap();
+        // With a directory of its own for the state of containers. By --runtime-flag it cannot be
+        // said: Podman forgets that when it cleans up after a container.
+        let runtime = podman.path("cofferdam-runtime");
+        let script = format!(
+            "#!/bin/sh\nexec {OURS} --root {} \"$@\"\n",
+            podman.path("state")
+        );
+        fs::write(&runtime, script).unwrap();
+        fs::set_permissions(&runtime, Permissions::from_mode(0o755)).unwrap();
         let image = podman.path("image");
         common::image(Path::new(&image));
         let mut tar = Command::new("tar")
@@ -55,8 +65,7 @@ impl Podman {
             .args(["--root", &self.path("root"), "--runroot", &self.path("run")])
             .args(["--tmpdir", &self.path("tmp"), "--storage-driver", "vfs"])
             .args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"])
-            // Without --runtime-flag: Podman forgets it when it cleans up after a container.
-            .args(["--runtime", OURS])
+            .args(["--runtime", &self.path("cofferdam-runtime")])
             .args(arguments)
             .stdin(Stdio::null());
         command
