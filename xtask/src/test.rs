@@ -12,6 +12,7 @@ mod summary;
 
 use std::collections::BTreeSet;
 use std::env;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -31,7 +32,11 @@ const TOOLS: &[Tool] = &[
     Tool::program("busybox", "busybox-static", "make small images in tests"),
     Tool::program("runc", "runc", "compare with another runtime in tests"),
     Tool::program("crun", "crun", "compare with another runtime in tests"),
-    Tool::program("podman", "podman", "drive the runtime in tests"),
+    Tool::program(
+        "podman",
+        "podman",
+        "drive the runtime and move images in tests",
+    ),
     Tool::program("dockerd", "docker.io", "drive the runtime in tests"),
     Tool::program("docker", "docker.io", "drive the runtime in tests"),
     Tool::program("ctr", "containerd", "drive the runtime in tests"),
@@ -40,7 +45,6 @@ const TOOLS: &[Tool] = &[
     Tool::program("skopeo", "skopeo", "copy images in tests"),
     Tool::program("umoci", "umoci", "compare the unpacking of images in tests"),
     Tool::program("buildah", "buildah", "make images in tests"),
-    Tool::program("podman", "podman", "pull and push images in tests"),
     Tool::program(
         "docker-registry",
         "docker-registry",
@@ -60,8 +64,25 @@ const TOOLS: &[Tool] = &[
     Tool::program("strace", "strace", "make system calls fail in tests"),
     Tool::program("tar", "tar", "compare archives with another tar in tests"),
     Tool::program("iasl", "acpica-tools", "read ACPI tables in tests"),
+    Tool {
+        name: "a kernel for clouds under /boot",
+        package: "linux-image-cloud-amd64",
+        why: "boot it as a guest in tests",
+        present: Some(has_cloud_kernel),
+    },
     Tool::program("xz", "xz-utils", "uncompress modules of kernels in tests"),
 ];
+
+fn has_cloud_kernel() -> bool {
+    fs::read_dir("/boot").is_ok_and(|entries| {
+        entries.flatten().any(|entry| {
+            entry
+                .file_name()
+                .as_encoded_bytes()
+                .ends_with(b"-cloud-amd64")
+        })
+    })
+}
 
 /// Cases of each property in a quick run.
 const FEW_CASES: &str = "8";
@@ -204,7 +225,7 @@ fn why_no_root() -> Option<String> {
 
 fn why_no_kvm() -> Option<String> {
     let kvm = Path::new("/dev/kvm");
-    let open = std::fs::File::options().read(true).write(true).open(kvm);
+    let open = fs::File::options().read(true).write(true).open(kvm);
     open.err().map(|error| {
         format!(
             "tests need {}, which cannot be opened ({error}); load the module kvm_intel or \
