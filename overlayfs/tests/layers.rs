@@ -338,6 +338,7 @@ fn options_are_the_ones_that_the_mount_table_shows() {
 #[test]
 #[ignore = "needs root"]
 fn an_overlay_that_can_be_exported_gives_handles() {
+    let _alone = common::alone();
     let scratch = Scratch::new();
     scratch.write("base/file", "file");
     for (export, works) in [(NfsExport::On, true), (NfsExport::Off, false)] {
@@ -418,6 +419,7 @@ fn contents_can_come_from_a_data_only_layer() {
 #[test]
 #[ignore = "needs root"]
 fn idmapped_layers_show_other_owners() {
+    let _alone = common::alone();
     let scratch = Scratch::new();
     scratch.write("base/file", "");
     let holder = Holder::new();

@@ -76,6 +76,7 @@ fn seen(mounted: &overlayfs::Mounted, merged: &Merged) -> Vec<PathBuf> {
 #[test]
 #[ignore = "needs root"]
 fn the_kernel_obeys_what_is_written() {
+    let _alone = common::alone();
     for marks in [Marks::Trusted, Marks::User] {
         let layers = Layers::new();
         for file in ["whiteout/a", "whiteout/b", "opaque/below", "moved/inside"] {
@@ -137,6 +138,7 @@ fn the_kernel_obeys_what_is_written() {
 #[test]
 #[ignore = "needs root"]
 fn the_kernel_obeys_whiteouts_that_are_attributes_where_it_has_them() {
+    let _alone = common::alone();
     // Linux 6.7 brought both the one and, in a kernel that has data-only layers as well, the
     // other.
     let known = Features::probe().unwrap().data_only_layers;
@@ -172,6 +174,7 @@ fn the_kernel_obeys_whiteouts_that_are_attributes_where_it_has_them() {
 #[test]
 #[ignore = "needs root"]
 fn what_the_kernel_writes_is_read_and_written_back() {
+    let _alone = common::alone();
     let layers = Layers::new();
     layers.write("base/dir/file", "contents");
     layers.write("base/dir/gone", "contents");

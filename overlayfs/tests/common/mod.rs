@@ -5,11 +5,29 @@
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
 };
+
+/// Between fork and exec a program holds what other threads have open, and with it their overlays:
+/// they would find them in use. So tests that start programs run alone.
+static PROGRAMS: RwLock<()> = RwLock::new(());
+
+thread_local!(static HAS_LOCK: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+
+/// Keeps other tests of this program waiting; to be called first in a test that starts programs.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    HAS_LOCK.set(true);
+    PROGRAMS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps tests that start programs waiting, if this thread does not do so already.
+fn beside_others() -> Option<RwLockReadGuard<'static, ()>> {
+    (!HAS_LOCK.replace(true)).then(|| PROGRAMS.read().unwrap_or_else(PoisonError::into_inner))
+}
 
 /// A tmpfs of its own, attached where only this test looks, gone with the guard.
 ///
@@ -18,6 +36,7 @@ pub struct Scratch {
     root: PathBuf,
     mounted: Option<overlayfs::Mounted>,
     _directory: tempfile::TempDir,
+    lock: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Scratch {
@@ -27,6 +46,7 @@ impl Scratch {
 
     /// A tmpfs that is full after `size`.
     pub fn with_size(size: &str) -> Self {
+        let lock = beside_others();
         enter_private_namespace();
         let directory = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(directory.path()).unwrap();
@@ -35,6 +55,7 @@ impl Scratch {
             root,
             mounted: Some(mounted),
             _directory: directory,
+            lock,
         }
     }
 
@@ -113,6 +134,9 @@ impl Drop for OnLoop {
 impl Drop for Scratch {
     fn drop(&mut self) {
         drop(self.mounted.take());
+        if self.lock.is_some() {
+            HAS_LOCK.set(false);
+        }
     }
 }
 
