@@ -2,27 +2,14 @@
 
 mod support;
 
-use std::alloc::System;
 use std::fmt::Write as _;
 
 use cgroups::{Counters, IoStats};
-use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use support::{Running, Scratch};
 
-#[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// How often memory is asked for, growing included. The other threads of a test program are
-/// counted too, so the least of several tries is what the work itself takes.
-fn allocations<T>(mut work: impl FnMut() -> T) -> usize {
-    let tries = (0..20).map(|_| {
-        let region = Region::new(ALLOCATOR);
-        let result = work();
-        let change = region.change();
-        drop(result);
-        change.allocations + change.reallocations
-    });
-    tries.min().unwrap_or_default()
+/// How often this thread asks for memory, growing included.
+fn allocations<T>(work: impl FnOnce() -> T) -> u64 {
+    allocation_counter::measure(|| drop(work())).count_total
 }
 
 #[test]
