@@ -30,6 +30,8 @@ struct Notifier {
     fd: OwnedFd,
     dir: Dir,
     file: &'static str,
+    /// After so much silence one looks nevertheless.
+    patience: Duration,
 }
 
 impl Notifier {
@@ -45,6 +47,7 @@ impl Notifier {
             fd,
             dir: dir.try_clone()?,
             file,
+            patience: LOOK,
         })
     }
 
@@ -61,6 +64,7 @@ impl Notifier {
             fd,
             dir: dir.try_clone()?,
             file: FILE,
+            patience: LOOK,
         })
     }
 
@@ -84,12 +88,37 @@ impl Notifier {
 
     fn poll(&self, deadline: Deadline) -> Result<()> {
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-        match poll_until(&mut fds, deadline.at_most(LOOK)) {
+        match poll_until(&mut fds, deadline.at_most(self.patience)) {
             Ok(_) if self.dir.is_alive() => Ok(()),
             Ok(_) => Err(self.dir.error("wait for", self.file, Errno::NODEV)),
             Err(errno) => Err(self.dir.error("wait for", self.file, errno)),
         }
     }
+}
+
+/// Has `look` look at a watch, now and whenever its notifier tells of a change, until it finds
+/// something; nothing when the time is over first.
+fn wait<W, T>(
+    watch: &mut W,
+    notifier: fn(&W) -> &Notifier,
+    timeout: Duration,
+    mut look: impl FnMut(&mut W) -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let deadline = Deadline::after(timeout);
+    loop {
+        let found = look(watch)?;
+        if found.is_some() || deadline.has_passed() {
+            return Ok(found);
+        }
+        notifier(watch).poll(deadline)?;
+    }
+}
+
+/// What was seen, if it is not what was last seen.
+fn replace<T: Copy + PartialEq>(last: &mut T, now: T) -> Option<T> {
+    let changed = now != *last;
+    *last = now;
+    changed.then_some(now)
 }
 
 /// Tells when something happens at a group's memory limits: OOM, OOM kills, breaches of `low`,
@@ -136,9 +165,7 @@ impl MemoryWatch {
             // Its counter of failures moves long before anything has gone wrong.
             now.max = self.last.max;
         }
-        let changed = now != self.last;
-        self.last = now;
-        Ok(changed.then_some(now))
+        Ok(replace(&mut self.last, now))
     }
 
     /// Waits until something happens; nothing when the time is over first.
@@ -147,14 +174,7 @@ impl MemoryWatch {
     ///
     /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<MemoryEvents>> {
-        let deadline = Deadline::after(timeout);
-        loop {
-            let changed = self.changed()?;
-            if changed.is_some() || deadline.has_passed() {
-                return Ok(changed);
-            }
-            self.notifier.poll(deadline)?;
-        }
+        wait(self, |watch| &watch.notifier, timeout, Self::changed)
     }
 
     /// Waits until the OOM killer has ended another process; the answer is whether it has before
@@ -165,24 +185,21 @@ impl MemoryWatch {
     /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
     pub fn wait_oom_kill(&mut self, timeout: Duration) -> Result<bool> {
         let before = self.last.oom_kill;
-        let deadline = Deadline::after(timeout);
-        let mut told = false;
-        loop {
-            if let Some(now) = self.changed()? {
-                told |= now.oom > Some(0);
-            }
-            if self.last.oom_kill > before {
-                return Ok(true);
-            }
-            if deadline.has_passed() {
-                return Ok(false);
-            }
-            if told && self.version == Version::V1 {
-                self.notifier.poll(deadline.at_most(KILL_FOLLOWS))?;
-            } else {
-                self.notifier.poll(deadline)?;
-            }
-        }
+        let patience = self.notifier.patience;
+        let killed = wait(
+            self,
+            |watch| &watch.notifier,
+            timeout,
+            |watch| {
+                let told = watch.changed()?.is_some_and(|now| now.oom > Some(0));
+                if told && watch.version == Version::V1 {
+                    watch.notifier.patience = KILL_FOLLOWS;
+                }
+                Ok((watch.last.oom_kill > before).then_some(()))
+            },
+        );
+        self.notifier.patience = patience;
+        Ok(killed?.is_some())
     }
 }
 
@@ -212,9 +229,7 @@ impl PidsWatch {
     pub fn changed(&mut self) -> Result<Option<u64>> {
         self.notifier.drain()?;
         let now = pids_failures(&self.notifier.dir)?;
-        let changed = now != self.last;
-        self.last = now;
-        Ok(changed.then_some(now))
+        Ok(replace(&mut self.last, now))
     }
 
     /// Waits until a fork fails; nothing when the time is over first.
@@ -223,14 +238,7 @@ impl PidsWatch {
     ///
     /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<u64>> {
-        let deadline = Deadline::after(timeout);
-        loop {
-            let changed = self.changed()?;
-            if changed.is_some() || deadline.has_passed() {
-                return Ok(changed);
-            }
-            self.notifier.poll(deadline)?;
-        }
+        wait(self, |watch| &watch.notifier, timeout, Self::changed)
     }
 }
 
@@ -281,9 +289,7 @@ impl StateWatch {
     pub fn changed(&mut self) -> Result<Option<State>> {
         self.notifier.drain()?;
         let now = state(&self.notifier.dir)?;
-        let changed = now != self.last;
-        self.last = now;
-        Ok(changed.then_some(now))
+        Ok(replace(&mut self.last, now))
     }
 
     /// Waits until the state is one that `wanted` accepts, which may be at once; nothing when the
@@ -297,17 +303,15 @@ impl StateWatch {
         timeout: Duration,
         wanted: impl Fn(State) -> bool,
     ) -> Result<Option<State>> {
-        let deadline = Deadline::after(timeout);
-        loop {
-            self.changed()?;
-            if wanted(self.last) {
-                return Ok(Some(self.last));
-            }
-            if deadline.has_passed() {
-                return Ok(None);
-            }
-            self.notifier.poll(deadline)?;
-        }
+        wait(
+            self,
+            |watch| &watch.notifier,
+            timeout,
+            |watch| {
+                watch.changed()?;
+                Ok(wanted(watch.last).then_some(watch.last))
+            },
+        )
     }
 }
 
