@@ -233,7 +233,8 @@ pub enum Error {
 
     /// A device that is not there, or not one that can be limited.
     #[error(
-        "{knob} cannot be set to {value:?} for {}: there is no such whole device;          /sys/block lists them with their numbers in `dev`",
+        "{knob} cannot be set to {value:?} for {}: there is no such whole device; \
+         /sys/block lists them with their numbers in `dev`",
         .group.display()
     )]
     NoSuchDevice {
@@ -258,7 +259,8 @@ pub enum Error {
 
     /// A rule that v1 has no words for.
     #[error(
-        "the devices controller of v1 cannot express `{rule}` for {}, because it takes a part of a          wildcard back: name the devices of the wildcard one by one",
+        "the devices controller of v1 cannot express `{rule}` for {}, because it takes a part of a \
+         wildcard back: name the devices of the wildcard one by one",
         .group.display()
     )]
     InexpressibleRule {
@@ -270,7 +272,7 @@ pub enum Error {
 
     /// Processors or memory nodes that the group cannot get.
     #[error(
-        "{knob} cannot be {value}: {} can be given only {available}",
+        "{knob} cannot be {value}: choose from {available}, which is all that {} can be given",
         .group.display()
     )]
     NotInMachine {
@@ -298,7 +300,10 @@ pub enum Error {
     },
 
     /// A process that is not there.
-    #[error("there is no process {pid}: it has ended, or its number is of another pid namespace")]
+    #[error(
+        "there is no process {pid}: it has ended, or its number is of another pid namespace; give \
+         the number that it has in the pid namespace of this process's /proc"
+    )]
     NoSuchProcess {
         /// The process.
         pid: u32,
@@ -353,7 +358,8 @@ pub enum Error {
 
     /// A threshold of pressure that the kernel does not accept.
     #[error(
-        "{} cannot be watched for {:?} within {:?}: the window must be 500ms to 10s, a multiple of          2s without CAP_SYS_RESOURCE, and the stall shorter than it",
+        "{} cannot be watched for {:?} within {:?}: the window must be 500ms to 10s, a multiple of \
+         2s without CAP_SYS_RESOURCE, and the stall shorter than it",
         .path.display(), .threshold.stall, .threshold.window
     )]
     BadThreshold {
@@ -367,7 +373,8 @@ pub enum Error {
 
     /// Nothing accounts for pressure.
     #[error(
-        "nothing accounts for the pressure of {}: mount v2, boot with psi=1 and build the kernel          with CONFIG_PSI",
+        "nothing accounts for the pressure of {}: mount v2, boot with psi=1 and build the kernel \
+         with CONFIG_PSI",
         .group.display()
     )]
     NoPressure {
@@ -456,3 +463,99 @@ pub enum Error {
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::{Access, Devices};
+
+    /// One of every kind, with something in it to recognise.
+    fn every() -> Vec<Error> {
+        let group = || PathBuf::from("/sys/fs/cgroup/example");
+        let path = || PathBuf::from("/sys/fs/cgroup/example/cpu.max");
+        let source = || io::Error::from_raw_os_error(22);
+        let value = || "value".to_owned();
+        let knob = Knob::CpuMax;
+        let rule = DeviceRule {
+            allow: false,
+            devices: Devices::ALL,
+            access: Access::READ,
+        };
+        let threshold = Threshold {
+            full: false,
+            stall: Duration::from_millis(3),
+            window: Duration::from_millis(7),
+        };
+        let what = "value";
+        let (group, path) = (group(), path());
+        let controller = Controller::Memory;
+        let controllers = Controllers::from(controller);
+        macro_rules! errors {
+            ($($variant:ident { $($field:ident $(: $value:expr)?),* },)+) => {
+                vec![$(Error::$variant { $($field: errors!(@ $field $($value)?)),* }),+]
+            };
+            (@ $field:ident $value:expr) => { $value };
+            (@ source) => { source() };
+            (@ value) => { value() };
+            (@ $field:ident) => { $field.clone() };
+        }
+        let mut all = errors! {
+            InvalidName { name: group.clone(), problem: NameProblem::Empty },
+            OutOfRange { what, value, min: "1", max: "2" },
+            NotFound { group },
+            AlreadyExists { group },
+            Vanished { group, source },
+            NotDelegated { path, source },
+            ReadOnly { path, source },
+            Unsupported { knob, layout: Layout::Hybrid },
+            ControllerUnavailable { controller, group },
+            InternalProcesses { group, controllers, source },
+            LimitBelowUse { knob, value, group, source },
+            Refused { knob, path, value, source },
+            NoSuchDevice { knob, value, group, source },
+            InvalidKey { knob, key: value() },
+            InexpressibleRule { rule, group },
+            NotInMachine { knob, value, available: "0-1".to_owned(), group },
+            TooManyGroups { group, source },
+            NoSuchProcess { pid: 7 },
+            CannotAttach { pid: 7, group, source },
+            Busy { group },
+            Timeout { what, group, after: Duration::from_secs(1) },
+            NeedsCapability { capability: "CAP_SYS_RESOURCE", path, source },
+            BadThreshold { threshold, path, source },
+            NoPressure { group },
+            Parse { path, source: ParseError::new("a number", "x") },
+        };
+        all.push(Error::NoCgroupfs);
+        all.push(Error::Rollback {
+            cause: Box::new(Error::Busy {
+                group: group.clone(),
+            }),
+            failures: vec![Error::Busy { group }],
+        });
+        all
+    }
+
+    #[test]
+    fn every_message_says_what_to_do() {
+        // The imperative or the condition that begins the advice.
+        let advice = [
+            "mount", "run", "write", "choose", "create", "enable", "leave", "move", "free",
+            "check", "lists", "use", "name", "give", "remove", "kill", "wait", "grant", "must",
+            "boot", "report",
+        ];
+        for error in every() {
+            let message = error.to_string();
+            assert!(!message.contains("  "), "{message:?} has a gap");
+            assert!(!message.ends_with('.'), "{message:?} cannot be continued");
+            let words = message.split_once([':', ';']).map_or("", |(_, rest)| rest);
+            assert!(
+                advice.iter().any(|word| words.contains(word)),
+                "{message:?} leaves one alone"
+            );
+        }
+        for knob in Knob::ALL {
+            assert!(knob.hint().len() > 20, "{knob} has no hint");
+        }
+    }
+}
