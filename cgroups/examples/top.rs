@@ -16,9 +16,7 @@ struct Row {
 fn row(parent: &Cgroup, name: PathBuf) -> cgroups::Result<Row> {
     let group = parent.open(&name)?;
     let cpu = group.cpu_stats()?.map_or(Duration::ZERO, |cpu| cpu.usage);
-    let memory = group
-        .memory_stats()?
-        .map(|memory| memory.current.get() >> 10);
+    let memory = group.memory_stats()?.map(|m| m.current.get() >> 10);
     let pids = group.pids_stats()?.map(|pids| pids.current);
     let shown = |number: Option<u64>| number.map_or("-".to_owned(), |n| n.to_string());
     Ok(Row {
