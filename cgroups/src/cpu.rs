@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Error, ParseError};
+use crate::max::Max;
 
 /// The kernel's bounds, in microseconds: `min_cfs_quota_period`, `max_cfs_quota_period`.
 const MIN_US: u64 = 1_000;
@@ -104,6 +105,18 @@ impl CpuQuota {
             quota_us,
             period_us,
         })
+    }
+
+    /// Reads the content of `cpu.max`, where no limit has a period too: `max 100000`.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError`] for anything else.
+    pub fn parse_max(text: &str) -> Result<Max<Self>, ParseError> {
+        match text.trim_end().split_once(' ') {
+            Some(("max", period)) if period.parse::<u64>().is_ok() => Ok(Max::Unlimited),
+            _ => text.parse().map(Max::At),
+        }
     }
 
     /// The time that may be used in each period.

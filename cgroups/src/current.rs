@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
-use std::time::Duration;
 
 use crate::bytes::Bytes;
 use crate::cpu::{CpuQuota, Weight};
@@ -10,7 +9,8 @@ use crate::device::DeviceNumber;
 use crate::dir::Dir;
 use crate::error::{ParseError, Result};
 use crate::group::Cgroup;
-use crate::io::IoMax;
+use crate::io::{IoMax, LatencyTarget};
+use crate::keyed::keyed;
 use crate::knob::Knob;
 use crate::limits::Limits;
 use crate::max::Max;
@@ -126,11 +126,8 @@ fn cpu(version: Version, dir: &Dir, limits: &mut Limits) -> Result<()> {
                 value::<u16>(dir, "cpu.weight")?.and_then(|weight| Weight::new(weight.max(1)).ok());
             limits.cpu_max_burst = value(dir, "cpu.max.burst")?;
             if let Some(text) = dir.try_read("cpu.max")? {
-                let parsed = match text.trim_end().split_once(' ') {
-                    Some(("max", _)) => Ok(Max::Unlimited),
-                    _ => text.parse().map(Max::At),
-                };
-                limits.cpu_max = Some(parsed.map_err(|error| dir.unforeseen("cpu.max", error))?);
+                let max = CpuQuota::parse_max(&text);
+                limits.cpu_max = Some(max.map_err(|error| dir.unforeseen("cpu.max", error))?);
             }
         }
         Version::V1 => {
@@ -174,29 +171,6 @@ fn memory(version: Version, dir: &Dir, limits: &mut Limits) -> Result<()> {
     Ok(())
 }
 
-/// Reads a file of lines that begin with a key; nothing where the file is missing.
-pub(crate) fn keyed<K, V>(dir: &Dir, file: &str) -> Result<Option<BTreeMap<K, V>>>
-where
-    K: FromStr + Ord,
-    V: FromStr,
-{
-    let Some(text) = dir.try_read(file)? else {
-        return Ok(None);
-    };
-    let mut map = BTreeMap::new();
-    for line in text.lines() {
-        let entry = line
-            .split_once(' ')
-            .and_then(|(key, value)| Some((key.parse().ok()?, value.trim().parse().ok()?)));
-        let Some((key, value)) = entry else {
-            let error = ParseError::new("a line of a key and a value", line);
-            return Err(dir.unforeseen(file, error));
-        };
-        map.insert(key, value);
-    }
-    Ok(Some(map))
-}
-
 fn io(version: Version, dir: &Dir, limits: &mut Limits) -> Result<()> {
     match version {
         Version::V2 => {
@@ -234,26 +208,6 @@ fn io(version: Version, dir: &Dir, limits: &mut Limits) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The value of a line of `io.latency`.
-struct LatencyTarget(Max<Duration>);
-
-impl FromStr for LatencyTarget {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        text.strip_prefix("target=")
-            .and_then(|target| match target {
-                "max" => Some(Max::Unlimited),
-                micros => micros
-                    .parse()
-                    .ok()
-                    .map(|us| Max::At(Duration::from_micros(us))),
-            })
-            .map(Self)
-            .ok_or_else(|| ParseError::new("target=<microseconds>", text))
-    }
 }
 
 fn hugetlb(version: Version, dir: &Dir) -> Result<Option<BTreeMap<Bytes, Max<Bytes>>>> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::bytes::Bytes;
 use crate::error::ParseError;
@@ -132,6 +133,29 @@ fn number<T: FromStr>(text: &str) -> Option<Max<T>> {
         return None;
     }
     text.parse().ok()
+}
+
+/// The latency to protect for a device: what a line of `io.latency` says, after the device. The
+/// kernel counts in microseconds.
+#[doc(alias = "io.latency")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatencyTarget(pub Max<Duration>);
+
+impl fmt::Display for LatencyTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "target={}", self.0.map(|latency| latency.as_micros()))
+    }
+}
+
+impl FromStr for LatencyTarget {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        text.strip_prefix("target=")
+            .and_then(number::<u64>)
+            .map(|target| Self(target.map(Duration::from_micros)))
+            .ok_or_else(|| ParseError::new("target=<microseconds> or target=max", text))
+    }
 }
 
 /// The most that a group may hold of an RDMA device.

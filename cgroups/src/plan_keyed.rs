@@ -5,7 +5,7 @@ use std::fmt::Display;
 use crate::bytes::Bytes;
 use crate::dir::Dir;
 use crate::error::{Error, Result};
-use crate::io::{IoMax, RdmaMax};
+use crate::io::{IoMax, LatencyTarget, RdmaMax};
 use crate::knob::Knob;
 use crate::limits::Limits;
 use crate::max::Max;
@@ -99,12 +99,10 @@ impl<'a> Plan<'a> {
             }
         }
         for (device, latency) in limits.io_latency.iter().flatten() {
-            let target = match latency {
-                Max::Unlimited => "target=max".to_owned(),
-                Max::At(latency) => format!("target={}", latency.as_micros()),
-            };
+            let target = LatencyTarget(*latency);
+            let absent = LatencyTarget(Max::Unlimited);
             let knob = Knob::IoLatency;
-            self.push_line(knob, dir, knob.name(), device, &target, &"target=max")?;
+            self.push_line(knob, dir, knob.name(), device, &target, &absent)?;
         }
         Ok(())
     }

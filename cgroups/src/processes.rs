@@ -1,8 +1,10 @@
 //! Which processes are in a group, and moving them there.
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::str::FromStr;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -14,6 +16,27 @@ use crate::hierarchy::Tree;
 use crate::sys;
 
 const PROCS: &str = "cgroup.procs";
+
+/// The content of `cgroup.procs`, `cgroup.threads` or `tasks`: a number in each line.
+#[doc(alias = "cgroup.procs")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessIds(pub Vec<u32>);
+
+impl FromStr for ProcessIds {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let mut ids = Vec::new();
+        parse_pids(text.as_bytes(), &mut ids)?;
+        Ok(Self(ids))
+    }
+}
+
+impl fmt::Display for ProcessIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|id| writeln!(f, "{id}"))
+    }
+}
 
 impl Cgroup {
     /// The processes that are in the group itself, not in its children, in no particular order.

@@ -7,12 +7,13 @@ use std::str::FromStr;
 use crate::bytes::Bytes;
 use crate::controller::Controller;
 use crate::counters::Counters;
-use crate::current::{huge_page_sizes, keyed, value};
+use crate::current::{huge_page_sizes, value};
 use crate::device::DeviceNumber;
 use crate::dir::Dir;
 use crate::error::{ParseError, Result};
 use crate::group::Cgroup;
 use crate::io::RdmaMax;
+use crate::keyed::keyed;
 use crate::plan_memory::huge_page_name;
 use crate::procfs::Version;
 
@@ -74,6 +75,37 @@ impl FromStr for IoStats {
     }
 }
 
+impl IoStats {
+    /// Reads what v1 has in two files: `blkio.throttle.io_service_bytes` and `io_serviced`, or
+    /// their recursive variants.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError`] with the line that is not of this form.
+    pub fn from_v1(service_bytes: &str, serviced: &str) -> Result<Self, ParseError> {
+        let mut devices = BTreeMap::<_, IoDeviceStats>::new();
+        service_lines(service_bytes, |device, what, number| {
+            let device = devices.entry(device).or_default();
+            match what {
+                "Read" => device.read_bytes = Bytes::new(number),
+                "Write" => device.written_bytes = Bytes::new(number),
+                "Discard" => device.discarded_bytes = Bytes::new(number),
+                _ => {}
+            }
+        })?;
+        service_lines(serviced, |device, what, number| {
+            let device = devices.entry(device).or_default();
+            match what {
+                "Read" => device.reads = number,
+                "Write" => device.writes = number,
+                "Discard" => device.discards = number,
+                _ => {}
+            }
+        })?;
+        Ok(Self { devices })
+    }
+}
+
 impl fmt::Display for IoStats {
     /// As `io.stat` has it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,6 +140,13 @@ pub struct RdmaStats {
     /// Objects of the device.
     #[doc(alias = "hca_object")]
     pub objects: u32,
+}
+
+impl fmt::Display for RdmaStats {
+    /// As `rdma.current` has it, after the device.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hca_handle={} hca_object={}", self.handles, self.objects)
+    }
 }
 
 impl FromStr for RdmaStats {
@@ -309,28 +348,10 @@ fn io_v1(dir: &Dir) -> Result<Option<IoStats>> {
     let (Some(bytes), Some(operations)) = (dir.try_read(BYTES)?, dir.try_read(OPERATIONS)?) else {
         return Ok(None);
     };
-    let mut stats = IoStats::default();
-    service_lines(&bytes, |device, what, number| {
-        let device = stats.devices.entry(device).or_default();
-        match what {
-            "Read" => device.read_bytes = Bytes::new(number),
-            "Write" => device.written_bytes = Bytes::new(number),
-            "Discard" => device.discarded_bytes = Bytes::new(number),
-            _ => {}
-        }
-    })
-    .map_err(|error| dir.unforeseen(BYTES, error))?;
-    service_lines(&operations, |device, what, number| {
-        let device = stats.devices.entry(device).or_default();
-        match what {
-            "Read" => device.reads = number,
-            "Write" => device.writes = number,
-            "Discard" => device.discards = number,
-            _ => {}
-        }
-    })
-    .map_err(|error| dir.unforeseen(OPERATIONS, error))?;
-    Ok(Some(stats))
+    match IoStats::from_v1(&bytes, &operations) {
+        Ok(stats) => Ok(Some(stats)),
+        Err(error) => Err(dir.unforeseen(BYTES, error)),
+    }
 }
 
 /// Lines of v1 such as `8:0 Read 4096`, after which a `Total 4096` without device ends the file.

@@ -7,8 +7,8 @@ use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
 use cgroups::{
-    Bytes, Controller, CpuQuota, DeviceNumber, GroupType, IdSet, IoMax, Max, Partition, Percent,
-    RdmaMax, Weight,
+    Bytes, Controller, CpuQuota, DeviceNumber, GroupType, IdSet, IoMax, LatencyTarget, Max,
+    Partition, Percent, RdmaMax, RdmaStats, Stall, Weight,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -26,12 +26,20 @@ fuzz_target!(|text: &str| {
     check::<Bytes>(text);
     check::<Max<Bytes>>(text);
     check::<CpuQuota>(text);
+    check::<Max<CpuQuota>>(text);
+    if let Ok(Max::At(quota)) = CpuQuota::parse_max(text) {
+        assert_eq!(CpuQuota::parse_max(&quota.to_string()), Ok(Max::At(quota)));
+    }
     check::<Weight>(text);
     check::<Percent>(text);
     check::<IdSet>(text);
     check::<DeviceNumber>(text);
     check::<IoMax>(text);
+    check::<LatencyTarget>(text);
     check::<RdmaMax>(text);
+    check::<RdmaStats>(text);
+    check::<Max<Percent>>(text);
+    check::<Stall>(text);
     check::<Partition>(text);
     check::<GroupType>(text);
     check::<Controller>(text);
