@@ -1,16 +1,17 @@
 //! Applying limits all or nothing.
 
-use std::borrow::Cow;
+use std::os::fd::AsFd;
+use std::rc::Rc;
 
 use rustix::io::Errno;
 
 use crate::controller::{Controller, Controllers};
-use crate::dir::Dir;
+use crate::dir::{Dir, write_value};
 use crate::error::{Error, Result};
 use crate::group::Cgroup;
 use crate::knob::Knob;
 use crate::limits::Limits;
-use crate::plan::{self, Step};
+use crate::plan::{self, Setting, Step};
 use crate::procfs::Version;
 
 impl Cgroup {
@@ -45,9 +46,9 @@ impl Cgroup {
         self.enable_journaled(needed, done)?;
         let steps = plan::steps(self, limits)?;
         for step in &steps {
-            let previous = step.read_previous(self)?;
+            let previous = step.read_previous()?;
             step.write(self)?;
-            done.written(step.dir, step.file.clone(), previous);
+            done.written(Rc::clone(&step.file), previous);
         }
         Ok(())
     }
@@ -76,12 +77,11 @@ impl Cgroup {
         let Some(dir) = self.unified() else {
             return Ok(());
         };
-        let mut missing = needed
-            .difference(available(dir)?)
-            .difference(implicit_controllers());
+        let mut missing = needed.difference(implicit_controllers());
         if missing.is_empty() {
             return Ok(());
         }
+        missing = missing.difference(available(dir)?);
         let unavailable = |missing: Controllers| match missing.iter().next() {
             Some(controller) => Err(Error::ControllerUnavailable {
                 controller,
@@ -159,7 +159,7 @@ pub(crate) struct Journal<'a> {
 
 enum Change<'a> {
     Enabled(Dir, Controller),
-    Written(&'a Dir, Cow<'static, str>, String),
+    Written(Rc<Setting<'a>>, String),
 }
 
 impl<'a> Journal<'a> {
@@ -167,8 +167,8 @@ impl<'a> Journal<'a> {
         self.changes.push(Change::Enabled(parent, controller));
     }
 
-    fn written(&mut self, dir: &'a Dir, file: Cow<'static, str>, previous: String) {
-        self.changes.push(Change::Written(dir, file, previous));
+    fn written(&mut self, file: Rc<Setting<'a>>, previous: String) {
+        self.changes.push(Change::Written(file, previous));
     }
 
     /// Puts everything back, the last change first: each state on the way back has been valid
@@ -182,7 +182,9 @@ impl<'a> Journal<'a> {
                 Change::Enabled(parent, controller) => parent
                     .write("cgroup.subtree_control", &format!("-{controller}"))
                     .err(),
-                Change::Written(dir, file, previous) => dir.write(&file, &previous).err(),
+                Change::Written(file, previous) => write_value(file.fd.as_fd(), &previous)
+                    .map_err(|errno| file.dir.error("write", &file.name, errno))
+                    .err(),
             })
             .collect();
         if failures.is_empty() {
@@ -198,21 +200,17 @@ impl<'a> Journal<'a> {
 
 impl Step<'_> {
     /// What the file holds now, in the form in which it can be written back.
-    fn read_previous(&self, group: &Cgroup) -> Result<String> {
-        match self.dir.try_read(&self.file)? {
-            Some(text) => Ok(self.restore.text(&text)),
-            None => Err(group.unsupported(self.knob)),
-        }
+    fn read_previous(&self) -> Result<String> {
+        Ok(self.restore.text(&self.file.read()?))
     }
 
     fn write(&self, group: &Cgroup) -> Result<()> {
-        self.dir
-            .write_raw(&self.file, &self.value)
-            .map_err(|errno| self.explain(group, errno))
+        write_value(self.file.fd.as_fd(), &self.value).map_err(|errno| self.explain(group, errno))
     }
 
     fn explain(&self, group: &Cgroup, errno: Errno) -> Error {
         let source = errno.into();
+        let (dir, file) = (self.file.dir, &*self.file.name);
         match (errno, self.knob) {
             (Errno::BUSY, Knob::MemoryMax | Knob::MemorySwapMax) => Error::LimitBelowUse {
                 knob: self.knob,
@@ -221,7 +219,7 @@ impl Step<'_> {
                 source,
             },
             (Errno::OPNOTSUPP, _) => group.unsupported(self.knob),
-            (Errno::NODEV | Errno::NXIO, _) if self.dir.is_alive() => Error::NoSuchDevice {
+            (Errno::NODEV | Errno::NXIO, _) if dir.is_alive() => Error::NoSuchDevice {
                 knob: self.knob,
                 value: self.shown.clone(),
                 group: group.label(),
@@ -232,12 +230,12 @@ impl Step<'_> {
             {
                 Error::Refused {
                     knob: self.knob,
-                    path: self.dir.file(&self.file),
+                    path: dir.file(file),
                     value: self.value.clone(),
                     source,
                 }
             }
-            _ => self.dir.error("write", &self.file, errno),
+            _ => dir.error("write", file, errno),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::keyed::keyed;
 use crate::knob::Knob;
 use crate::limits::Limits;
 use crate::max::Max;
-use crate::plan::{v1_limit, v1_swap};
+use crate::plan::{number, v1_limit, v1_swap};
 use crate::plan_memory::huge_page_name;
 use crate::procfs::Version;
 use crate::set::IdSet;
@@ -160,12 +160,10 @@ fn memory(version: Version, dir: &Dir, limits: &mut Limits) -> Result<()> {
             limits.memory_oom_group = flag(dir, "memory.oom.group")?;
         }
         Version::V1 => {
-            let memory = v1_limit(dir, "memory.limit_in_bytes")?;
+            let memory = v1_limit(number(dir, "memory.limit_in_bytes")?);
             limits.memory_max = Some(memory);
-            if dir.has("memory.memsw.limit_in_bytes") {
-                let sum = v1_limit(dir, "memory.memsw.limit_in_bytes")?;
-                limits.memory_swap_max = Some(v1_swap(memory, sum));
-            }
+            let sum = value(dir, "memory.memsw.limit_in_bytes")?.map(v1_limit);
+            limits.memory_swap_max = sum.map(|sum| v1_swap(memory, sum));
         }
     }
     Ok(())
@@ -217,12 +215,7 @@ fn hugetlb(version: Version, dir: &Dir) -> Result<Option<BTreeMap<Bytes, Max<Byt
         let limit = match version {
             Version::V2 => value::<Max<Bytes>>(dir, &format!("hugetlb.{name}.max"))?,
             Version::V1 => {
-                let file = format!("hugetlb.{name}.limit_in_bytes");
-                if dir.has(&file) {
-                    Some(v1_limit(dir, &file)?)
-                } else {
-                    None
-                }
+                value::<u64>(dir, &format!("hugetlb.{name}.limit_in_bytes"))?.map(v1_limit)
             }
         };
         if let Some(limit) = limit {

@@ -88,7 +88,7 @@ impl Dir {
             .map_err(|errno| self.error("open", name, errno))
     }
 
-    /// Reads a file of the group into `buffer`, which is emptied first.
+    /// Reads a list of the group into `buffer`, which is emptied first.
     pub(crate) fn read_into(&self, name: &str, buffer: &mut Vec<u8>) -> Result<(), Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = openat(&self.fd, name, flags, Mode::empty())?;
@@ -97,9 +97,20 @@ impl Dir {
 
     /// Reads a file of the group.
     pub(crate) fn read(&self, name: &str) -> Result<String> {
+        let file = openat(
+            &self.fd,
+            name,
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| self.error("read", name, errno))?;
+        self.read_open(name, file.as_fd())
+    }
+
+    /// Reads a file of the group that is open.
+    pub(crate) fn read_open(&self, name: &str, file: BorrowedFd<'_>) -> Result<String> {
         let mut buffer = Vec::new();
-        self.read_into(name, &mut buffer)
-            .map_err(|errno| self.error("read", name, errno))?;
+        read_record(file, &mut buffer).map_err(|errno| self.error("read", name, errno))?;
         String::from_utf8(buffer).map_err(|error| {
             let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
             self.unforeseen(name, ParseError::new("text", &text))
@@ -121,16 +132,11 @@ impl Dir {
         }
     }
 
-    /// Writes a file of the group with the one call that the kernel's parsers want.
+    /// Writes a file of the group.
     pub(crate) fn write_raw(&self, name: &str, value: &str) -> Result<(), Errno> {
-        #[cfg(test)]
-        crate::fault::check()?;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let file = openat(&self.fd, name, flags, Mode::empty())?;
-        // An empty write would never reach the kernel's handler; a line break does, and means
-        // the same.
-        let value = if value.is_empty() { "\n" } else { value };
-        rustix::io::write(&file, value.as_bytes()).map(drop)
+        write_value(file.as_fd(), value)
     }
 
     pub(crate) fn write(&self, name: &str, value: &str) -> Result<()> {
@@ -173,21 +179,41 @@ impl Dir {
     }
 }
 
-/// Reads from the beginning to the end, whatever the position of `file`.
+/// Writes an open file with the one call that the kernel's parsers want.
+pub(crate) fn write_value(file: BorrowedFd<'_>, value: &str) -> Result<(), Errno> {
+    #[cfg(test)]
+    crate::fault::check()?;
+    // An empty write would never reach the kernel's handler; a line break does, and means the
+    // same.
+    let value = if value.is_empty() { "\n" } else { value };
+    rustix::io::pwrite(file, value.as_bytes(), 0).map(drop)
+}
+
+/// Reads a list from the beginning to the end, whatever the position of `file`.
 pub(crate) fn read_all(file: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Result<(), Errno> {
     buffer.clear();
+    while read_more(file, buffer)? > 0 {}
+    Ok(())
+}
+
+/// Reads a file that the kernel prints as one record, as every file of a group is but the lists
+/// of processes. Such a record never comes in parts, so a read that leaves room was the last.
+fn read_record(file: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+    buffer.clear();
+    while read_more(file, buffer)? > 0 && buffer.len() == buffer.capacity() {}
+    Ok(())
+}
+
+fn read_more(file: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
+    if buffer.capacity() - buffer.len() < 1024 {
+        // Almost every file fits the first time.
+        buffer.reserve(4096.max(buffer.len()));
+    }
     loop {
-        if buffer.capacity() - buffer.len() < 1024 {
-            // Almost every file fits the first time.
-            buffer.reserve(4096.max(buffer.len()));
-        }
         let at = buffer.len() as u64;
-        let read = match rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), at) {
-            Err(Errno::INTR) => continue,
-            other => other?,
-        };
-        if read == 0 {
-            return Ok(());
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), at) {
+            Err(Errno::INTR) => {}
+            other => return other,
         }
     }
 }

@@ -309,6 +309,7 @@ fn create_dir(
     mut created: impl FnMut(PathBuf),
 ) -> Result<Dir> {
     let prefixes: Vec<_> = name.prefixes().collect();
+    let needs_preparation = tree.preparation.accounting || tree.preparation.sets;
     // Someone may remove an empty parent between its creation and that of its child.
     let mut attempts = 16;
     'again: loop {
@@ -317,7 +318,7 @@ fn create_dir(
                 Ok(()) => {
                     created(path.clone());
                     let last = depth + 1 == prefixes.len();
-                    if !last && !needs_preparation(tree) {
+                    if !last && !needs_preparation {
                         continue;
                     }
                     match parent.open_below(path) {
@@ -367,39 +368,28 @@ fn create_dir(
     }
 }
 
-fn needs_preparation(tree: &Tree) -> bool {
-    tree.version == Version::V1
-        && (tree.controllers.contains(Controller::Memory)
-            || tree.controllers.contains(Controller::Cpuset))
-}
-
 /// Makes a new group of v1 behave as one of v2 does: it accounts for its children, and it may
 /// use what its parent may.
 fn prepare(tree: &Tree, top: &Dir, dir: &Dir) -> Result<()> {
-    if !needs_preparation(tree) {
-        return Ok(());
-    }
-    if tree.controllers.contains(Controller::Memory) {
-        // Linux 5.11 made this the only behaviour; before, the file accepts the same 1.
-        if let Some("0") = dir
-            .try_read("memory.use_hierarchy")?
-            .as_deref()
-            .map(str::trim)
-        {
-            dir.write("memory.use_hierarchy", "1")?;
+    if tree.preparation.accounting {
+        const FILE: &str = "memory.use_hierarchy";
+        if dir.try_read(FILE)?.as_deref() == Some("0\n") {
+            dir.write(FILE, "1")?;
         }
     }
-    if tree.controllers.contains(Controller::Cpuset) {
+    if tree.preparation.sets {
+        let above;
         let parent = match dir.path().parent() {
-            Some(parent) if parent != top.path() => Dir::open(parent)
-                .map_err(|errno| top.error("open", &parent.to_string_lossy(), errno))?,
-            _ => top.try_clone()?,
-        };
-        // A group whose sets are empty admits no process.
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            if dir.read(file)?.trim().is_empty() {
-                dir.write(file, parent.read(file)?.trim())?;
+            Some(parent) if parent != top.path() => {
+                above = Dir::open(parent)
+                    .map_err(|errno| top.error("open", &parent.to_string_lossy(), errno))?;
+                &above
             }
+            _ => top,
+        };
+        // A group whose sets are empty, as they are in a new one, admits no process.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            dir.write(file, parent.read(file)?.trim())?;
         }
     }
     Ok(())

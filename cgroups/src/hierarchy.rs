@@ -1,13 +1,15 @@
 //! Where this machine has which controllers.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::controller::{Controller, Controllers};
-use crate::dir::Dir;
+use crate::dir::{Dir, read_all};
 use crate::error::{Error, Result};
 use crate::group::Cgroup;
 use crate::procfs::{Memberships, MountEntry, MountTable, Version};
@@ -42,6 +44,16 @@ pub(crate) struct Tree {
     /// The group that is mounted, seen from this process's cgroup namespace.
     mounted: PathBuf,
     pub(crate) root: Dir,
+    /// What a new group of v1 needs before it behaves as one of v2 does.
+    pub(crate) preparation: Preparation,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Preparation {
+    /// To be told to account for its children.
+    pub(crate) accounting: bool,
+    /// To be given the processors and memory nodes of its parent.
+    pub(crate) sets: bool,
 }
 
 /// The control groups of this machine, as far as this process sees them.
@@ -289,7 +301,16 @@ fn open_tree(mount: &MountEntry) -> Option<Tree> {
     if mount.version == Version::V1 && controllers.is_empty() {
         return None;
     }
+    let has = |controller| mount.version == Version::V1 && controllers.contains(controller);
+    // Linux 5.11 made accounting for children the only behaviour. Before, what is above a group
+    // decides for it too.
+    let accounts = || matches!(root.read("memory.use_hierarchy").as_deref(), Ok("1\n"));
+    let preparation = Preparation {
+        accounting: has(Controller::Memory) && !accounts(),
+        sets: has(Controller::Cpuset),
+    };
     Some(Tree {
+        preparation,
         version: mount.version,
         controllers,
         mounted: mount.root.clone(),
@@ -301,11 +322,15 @@ pub(crate) fn read_proc<T>(path: &Path) -> Result<T>
 where
     T: std::str::FromStr<Err = crate::error::ParseError>,
 {
-    let bytes = std::fs::read(path).map_err(|source| Error::Io {
-        operation: "read",
-        path: path.to_owned(),
-        source,
-    })?;
+    let mut bytes = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty())
+        .and_then(|file| read_all(file.as_fd(), &mut bytes))
+        .map_err(|errno| Error::Io {
+            operation: "read",
+            path: path.to_owned(),
+            source: errno.into(),
+        })?;
     // A path of a group or a mount that is not UTF-8 can only be one that is passed over.
     String::from_utf8_lossy(&bytes)
         .parse()

@@ -2,6 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt::Display;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
 
 use crate::bytes::Bytes;
 use crate::dir::Dir;
@@ -14,12 +19,29 @@ use crate::max::Max;
 /// One write.
 pub(crate) struct Step<'a> {
     pub(crate) knob: Knob,
-    pub(crate) dir: &'a Dir,
-    pub(crate) file: Cow<'static, str>,
+    pub(crate) file: Rc<Setting<'a>>,
     pub(crate) value: String,
     /// The value as a person would write it.
     pub(crate) shown: String,
     pub(crate) restore: Restore,
+}
+
+/// A file with a setting, open for the old value and the new one.
+pub(crate) struct Setting<'a> {
+    pub(crate) dir: &'a Dir,
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) fd: OwnedFd,
+}
+
+impl Setting<'_> {
+    pub(crate) fn read(&self) -> Result<String> {
+        self.dir.read_open(&self.name, self.fd.as_fd())
+    }
+
+    pub(crate) fn number(&self) -> Result<u64> {
+        let text = self.read()?;
+        parse_number(self.dir, &self.name, &text)
+    }
 }
 
 /// How to make the text that puts a file back.
@@ -59,6 +81,7 @@ pub(crate) fn bytes_text(limit: Max<Bytes>, unlimited: &str) -> String {
 pub(crate) fn steps<'a>(group: &'a Cgroup, limits: &Limits) -> Result<Vec<Step<'a>>> {
     let mut plan = Plan {
         group,
+        files: Vec::new(),
         steps: Vec::new(),
     };
     plan.cpu(limits)?;
@@ -75,6 +98,7 @@ pub(crate) fn steps<'a>(group: &'a Cgroup, limits: &Limits) -> Result<Vec<Step<'
 
 pub(crate) struct Plan<'a> {
     pub(crate) group: &'a Cgroup,
+    files: Vec<Rc<Setting<'a>>>,
     steps: Vec<Step<'a>>,
 }
 
@@ -101,23 +125,52 @@ impl<'a> Plan<'a> {
         shown: &dyn Display,
         restore: Restore,
     ) -> Result<()> {
-        // Known before the first write, so that nothing at all happens.
-        if !dir.has(&file) {
-            return Err(if dir.is_alive() {
-                self.group.unsupported(knob)
-            } else {
-                dir.error("open", &file, rustix::io::Errno::NODEV)
-            });
-        }
+        let file = self.open(knob, dir, file)?;
         self.steps.push(Step {
             knob,
-            dir,
             file,
             value,
             shown: shown.to_string(),
             restore,
         });
         Ok(())
+    }
+
+    /// Opens a file once, before the first write: what is missing or forbidden is known before
+    /// anything has happened.
+    pub(crate) fn open(
+        &mut self,
+        knob: Knob,
+        dir: &'a Dir,
+        name: impl Into<Cow<'static, str>>,
+    ) -> Result<Rc<Setting<'a>>> {
+        let name = name.into();
+        match self.try_open(dir, name.clone())? {
+            Some(file) => Ok(file),
+            None if dir.is_alive() => Err(self.group.unsupported(knob)),
+            None => Err(dir.error("open", &name, Errno::NODEV)),
+        }
+    }
+
+    pub(crate) fn try_open(
+        &mut self,
+        dir: &'a Dir,
+        name: impl Into<Cow<'static, str>>,
+    ) -> Result<Option<Rc<Setting<'a>>>> {
+        let name = name.into();
+        let is_same = |file: &&Rc<Setting<'_>>| std::ptr::eq(file.dir, dir) && file.name == name;
+        if let Some(file) = self.files.iter().find(is_same) {
+            return Ok(Some(Rc::clone(file)));
+        }
+        match openat(dir, &*name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => {
+                let file = Rc::new(Setting { dir, name, fd });
+                self.files.push(Rc::clone(&file));
+                Ok(Some(file))
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(dir.error("open", &name, errno)),
+        }
     }
 
     fn pids(&mut self, limits: &Limits) -> Result<()> {
@@ -133,17 +186,22 @@ impl<'a> Plan<'a> {
 /// Reads a file that holds a number.
 pub(crate) fn number(dir: &Dir, file: &str) -> Result<u64> {
     let text = dir.read(file)?;
-    text.trim()
-        .parse()
-        .map_err(|_| dir.unforeseen(file, ParseError::new("a number", &text)))
+    parse_number(dir, file, &text)
 }
 
-/// Reads a limit of v1's memory controller.
-pub(crate) fn v1_limit(dir: &Dir, file: &str) -> Result<Max<Bytes>> {
-    Ok(match number(dir, file)? {
-        huge if huge >= V1_UNLIMITED => Max::Unlimited,
-        bytes => Max::At(Bytes::new(bytes)),
-    })
+fn parse_number(dir: &Dir, file: &str, text: &str) -> Result<u64> {
+    text.trim()
+        .parse()
+        .map_err(|_| dir.unforeseen(file, ParseError::new("a number", text)))
+}
+
+/// A limit of v1's memory controller.
+pub(crate) fn v1_limit(number: u64) -> Max<Bytes> {
+    if number >= V1_UNLIMITED {
+        Max::Unlimited
+    } else {
+        Max::At(Bytes::new(number))
+    }
 }
 
 /// The limit on swap alone that v1's two limits amount to.

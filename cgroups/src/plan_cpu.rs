@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::knob::Knob;
 use crate::limits::Limits;
 use crate::max::Max;
-use crate::plan::{Plan, number};
+use crate::plan::Plan;
 use crate::procfs::Version;
 use crate::set::IdSet;
 
@@ -37,8 +37,8 @@ impl<'a> Plan<'a> {
             Version::V2 => "cpu.max.burst",
         };
         let shrinks = match burst {
-            Some(burst) if dir.has(burst_file) => burst < number(dir, burst_file)?,
-            _ => false,
+            Some(burst) => burst < self.open(Knob::CpuMaxBurst, dir, burst_file)?.number()?,
+            None => false,
         };
         if let Some(burst) = burst.filter(|_| shrinks) {
             self.push(Knob::CpuMaxBurst, dir, burst_file, &burst, &burst)?;
@@ -87,11 +87,7 @@ impl<'a> Plan<'a> {
             (Version::V1, Max::At(quota)) => {
                 // Two files, so one state lies between. Its ratio must not be larger than both
                 // the old and the new one, or the parent's ratio might forbid it.
-                let old_period = if dir.has(PERIOD) {
-                    number(dir, PERIOD)?
-                } else {
-                    return Err(self.group.unsupported(knob));
-                };
+                let old_period = self.open(knob, dir, PERIOD)?.number()?;
                 let (quota_us, period_us) = (quota.quota().as_micros(), quota.period().as_micros());
                 if period_us > u128::from(old_period) {
                     self.push(knob, dir, PERIOD, &period_us, &max)?;

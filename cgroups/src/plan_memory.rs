@@ -58,22 +58,22 @@ impl<'a> Plan<'a> {
         if limits.memory_max.is_none() && limits.memory_swap_max.is_none() {
             return Ok(());
         }
-        let accounts_swap = dir.has(SUM);
-        if limits.memory_swap_max.is_some() && !accounts_swap {
+        let sum_file = self.try_open(dir, SUM)?;
+        if limits.memory_swap_max.is_some() && sum_file.is_none() {
             return Err(self.group.unsupported(Knob::MemorySwapMax));
         }
-        let old_memory = v1_limit(dir, MEMORY)?;
+        let old_memory = v1_limit(self.open(Knob::MemoryMax, dir, MEMORY)?.number()?);
         // As the kernel will round each of them; rounding only the sum would give swap a page more.
         let memory = limits
             .memory_max
             .unwrap_or(old_memory)
             .map(Bytes::page_aligned);
         let shown = limits.memory_max.unwrap_or(memory);
-        if !accounts_swap {
+        let Some(sum_file) = sum_file else {
             let value = bytes_text(memory, "-1");
             return self.push(Knob::MemoryMax, dir, MEMORY, &value, &shown);
-        }
-        let old_sum = v1_limit(dir, SUM)?;
+        };
+        let old_sum = v1_limit(sum_file.number()?);
         let swap = limits
             .memory_swap_max
             .unwrap_or_else(|| v1_swap(old_memory, old_sum))

@@ -231,21 +231,35 @@ pub(crate) fn read_pids(
 }
 
 pub(crate) fn parse_pids(text: &[u8], pids: &mut Vec<u32>) -> Result<(), ParseError> {
-    // At least two bytes a line.
-    pids.reserve(text.len() / 6);
-    for line in text.split(|&byte| byte == b'\n') {
-        if line.is_empty() {
-            continue;
+    // Numbers of five digits, unless the machine is small or has counted far.
+    pids.reserve(text.len() / 6 + 1);
+    let mut rest = text;
+    while let [first, ..] = rest {
+        let mut number = 0_u32;
+        let mut digits = 0;
+        for byte in rest.iter().take_while(|byte| **byte != b'\n') {
+            let digit = byte.wrapping_sub(b'0');
+            let next = number
+                .checked_mul(10)
+                .and_then(|n| n.checked_add(u32::from(digit)));
+            match next {
+                Some(next) if digit < 10 => number = next,
+                _ => return Err(no_pid(rest)),
+            }
+            digits += 1;
         }
-        let pid = line.iter().try_fold(0_u32, |number, byte| {
-            let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
-            number.checked_mul(10)?.checked_add(u32::from(digit))
-        });
-        pids.push(
-            pid.ok_or_else(|| ParseError::new("a process id", &String::from_utf8_lossy(line)))?,
-        );
+        if *first != b'\n' {
+            pids.push(number);
+        }
+        rest = rest.get(digits + 1..).unwrap_or_default();
     }
     Ok(())
+}
+
+#[cold]
+fn no_pid(rest: &[u8]) -> ParseError {
+    let line = rest.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    ParseError::new("a process id", &String::from_utf8_lossy(line))
 }
 
 /// Adds the processes of `dir` and of everything below it to `pids`.
