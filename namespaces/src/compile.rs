@@ -16,7 +16,7 @@ use crate::init::own_arguments;
 use crate::plan::{JoinTime, Op, Plan};
 use crate::stdio::Kind;
 use crate::sys::{self, CStringArray, PlanFd};
-use crate::{Barrier, Command, Error, Mount, Namespace, NamespaceId, Origin};
+use crate::{Barrier, Command, Error, IdMap, Mount, Namespace, NamespaceId, Origin, UserMapping};
 
 /// A plan with what the parent needs besides.
 pub(crate) struct Compiled {
@@ -164,6 +164,7 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
             programs,
             args: CStringArray::new(args),
             env: CStringArray::new(env),
+            changes_users: changes_users(command),
         },
         clone_flags,
         two_stages,
@@ -172,6 +173,35 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
         pipes,
         held: fds.held,
     })
+}
+
+/// Whether the process becomes a user or a group that, seen by the caller, is not the caller's own.
+fn changes_users(command: &Command) -> bool {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let mut wanted = (command.uid, command.gid);
+    let maps = if command.new.contains(&Namespace::User) {
+        // It becomes root of the user namespace first.
+        wanted = (wanted.0.or(Some(0)), wanted.1.or(Some(0)));
+        match &command.user_mapping {
+            Some(UserMapping::Exact { uids, gids }) => Some((uids.clone(), gids.clone())),
+            _ => Some((
+                IdMap::single(0, uid.as_raw()),
+                IdMap::single(0, gid.as_raw()),
+            )),
+        }
+    } else {
+        None
+    };
+    let own = |wanted: Option<u32>, map: Option<&IdMap>, own: u32| match (wanted, map) {
+        (None, _) => true,
+        (Some(id), None) => id == own,
+        // Root is tried in any case.
+        (Some(id), Some(map)) => {
+            map.to_outside(id) == Some(own) && map.to_outside(0).is_none_or(|root| root == own)
+        }
+    };
+    let (uids, gids) = maps.as_ref().map(|(uids, gids)| (uids, gids)).unzip();
+    !own(wanted.0, uids, uid.as_raw()) || !own(wanted.1, gids, gid.as_raw())
 }
 
 /// Refuses settings that contradict each other.

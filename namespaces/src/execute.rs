@@ -43,6 +43,7 @@ pub(crate) struct State {
     /// The slave of the new terminal.
     terminal: Option<OwnedFd>,
     handlers_cleared: bool,
+    memory_lent: bool,
     /// The second-best ways that were taken.
     pub(crate) taken: Taken,
 }
@@ -63,6 +64,8 @@ pub(crate) struct Circumstances {
     pub(crate) handlers_cleared: bool,
     /// The parent sleeps until the program is executed: there is nobody to wait for.
     pub(crate) parent_sleeps: bool,
+    /// The child runs in the memory of its parent.
+    pub(crate) memory_lent: bool,
 }
 
 /// Runs the plan in the child.
@@ -79,6 +82,7 @@ pub(crate) fn run(plan: &Plan, circumstances: Circumstances) -> ! {
         directory_put_off: false,
         terminal: None,
         handlers_cleared: circumstances.handlers_cleared,
+        memory_lent: circumstances.memory_lent,
         taken: Taken::default(),
     };
     for (step, op) in (0_u32..).zip(&plan.ops) {
@@ -191,7 +195,7 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             listen(plan, state)
         }
         Op::Unshare(kind) => sys::unshare(kind.flag()).map_err(Failure::of(Call::Unshare)),
-        Op::NewTime { offsets } => new_time(offsets.as_deref(), &state.taken),
+        Op::NewTime { offsets } => new_time(offsets.as_deref(), state),
         Op::BecomeRoot { tolerant } => match become_root() {
             Err(failure) if *tolerant && failure.errno == Errno::INVAL => Ok(()),
             result => result,
@@ -470,10 +474,15 @@ fn join(state: &mut State, fd: PlanFd, kind: Namespace, when: JoinTime) -> Resul
     }
 }
 
-fn new_time(offsets: Option<&CStr>, taken: &Taken) -> Result<(), Failure> {
+fn new_time(offsets: Option<&CStr>, state: &State) -> Result<(), Failure> {
+    let taken = &state.taken;
     sys::unshare(Namespace::Time.flag()).map_err(Failure::of(Call::Unshare))?;
     if let Some(offsets) = offsets {
         filesystem::write_proc(c"self/timens_offsets", offsets.to_bytes(), taken)?;
+    }
+    if state.memory_lent {
+        // Whoever shares memory cannot enter it; execve does: see `Plan::may_share_memory`.
+        return Ok(());
     }
     let link = filesystem::open_proc(c"self/ns/time_for_children", false, taken)?;
     sys::setns(link.as_fd(), Namespace::Time.flag()).map_err(Failure::of(Call::Setns))

@@ -96,7 +96,9 @@ fn reap(program: Pid) {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) if pid == program => sys::exit(code(status)),
             Ok(Some(_)) | Err(Errno::INTR) => {}
-            Ok(None) | Err(_) => return,
+            Ok(None) => return,
+            // It would never know of the program's end.
+            Err(_) => sys::exit(FAILED),
         }
     }
 }

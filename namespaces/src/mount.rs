@@ -443,6 +443,12 @@ impl From<PathBuf> for Root {
     }
 }
 
+impl From<OsString> for Root {
+    fn from(path: OsString) -> Self {
+        Self::path(path)
+    }
+}
+
 impl From<&Path> for Root {
     fn from(path: &Path) -> Self {
         Self::path(path)

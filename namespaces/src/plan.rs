@@ -259,6 +259,22 @@ pub(crate) enum JoinTime {
     AfterUser,
 }
 
+/// Whether a program that is executed is in the time namespace for children: not so before Linux
+/// 6.2, surely so in 6.6.
+fn execve_enters_time_namespaces() -> bool {
+    let system = rustix::system::uname();
+    version(system.release().to_bytes()) >= (6, 6)
+}
+
+/// The first two numbers of a release such as `6.1.0-28-amd64`.
+fn version(release: &[u8]) -> (u32, u32) {
+    let mut numbers = release
+        .split(|byte| !byte.is_ascii_digit())
+        .map(|digits| std::str::from_utf8(digits).unwrap_or_default());
+    let mut next = || numbers.next().and_then(|digits| digits.parse().ok());
+    (next().unwrap_or(0), next().unwrap_or(0))
+}
+
 /// The plan.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -269,35 +285,33 @@ pub(crate) struct Plan {
     pub(crate) programs: Vec<CString>,
     pub(crate) args: CStringArray,
     pub(crate) env: CStringArray,
+    /// Whether its user or group becomes another than the caller's, as seen by the caller.
+    pub(crate) changes_users: bool,
 }
 
 impl Plan {
-    /// Whether the child may run in the memory of the parent, which sleeps meanwhile.
+    /// Whether the child may run in the memory of the parent.
     ///
-    /// Not when an operation has an effect on the memory's owner: a change of users makes the
-    /// memory as a whole non-dumpable, and joining requires just that; entering a time namespace
-    /// is refused to those who share memory. And not when the child waits for anybody.
+    /// Not when it does something to the memory: a change of users makes it non-dumpable as a
+    /// whole, and joining requires just that. Not when it stays there for long, at a gate or as an
+    /// init, or needs much of a stack. And entering a time namespace is refused to those who share
+    /// memory, unless `execve` does it.
     pub(crate) fn may_share_memory(&self) -> bool {
-        !self.ops.iter().any(|op| {
-            matches!(
-                op,
+        !self.changes_users
+            && !self.ops.iter().any(|op| match op {
                 Op::HideMemory
-                    | Op::Join { .. }
-                    | Op::Enter { .. }
-                    | Op::Init { .. }
-                    | Op::MountFilesystem {
-                        copy_up: CopyUp::Contents | CopyUp::Directory,
-                        ..
-                    }
-                    | Op::CloneAgain { .. }
-                    | Op::NewTime { .. }
-                    | Op::BecomeRoot { .. }
-                    | Op::KeepCapabilities
-                    | Op::Gid(_)
-                    | Op::Uid(_)
-                    | Op::Gate(_)
-            )
-        })
+                | Op::Join { .. }
+                | Op::Enter { .. }
+                | Op::Init { .. }
+                | Op::MountFilesystem {
+                    copy_up: CopyUp::Contents | CopyUp::Directory,
+                    ..
+                }
+                | Op::CloneAgain { .. }
+                | Op::Gate(_) => true,
+                Op::NewTime { .. } => !execve_enters_time_namespaces(),
+                _ => false,
+            })
     }
 
     /// Names the operation of that index: its kind, and the text of an error.
@@ -626,5 +640,18 @@ impl Plan {
             }
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn releases_are_read() {
+        assert_eq!(version(b"6.1.0-28-amd64"), (6, 1));
+        assert_eq!(version(b"5.10-rc3"), (5, 10));
+        assert_eq!(version(b"7"), (7, 0));
+        assert_eq!(version(b"what"), (0, 0));
     }
 }

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -39,9 +40,11 @@ pub struct Starting {
     channel: UnixStream,
     /// The process runs without waiting for a word.
     running: bool,
+    /// What the process uses of this one's memory.
+    lent: Option<sys::Lent>,
     /// The number of the last barrier at which the process waited.
     reached: u8,
-    plan: Plan,
+    plan: Arc<Plan>,
     program: std::ffi::OsString,
     searched: Vec<std::path::PathBuf>,
     id_mapping: Option<IdMapping>,
@@ -157,6 +160,7 @@ impl Starting {
     }
 
     fn into_child(mut self) -> Result<Child, Error> {
+        self.take_back();
         match self.child.take() {
             Some(mut child) => {
                 child.set_kill_on_drop(self.kill_on_drop);
@@ -259,7 +263,16 @@ impl Starting {
         let child = self.child.as_mut()?;
         // A process that ended by itself keeps its status.
         let _ = child.kill();
-        child.wait().ok()
+        let status = child.wait().ok();
+        self.take_back();
+        status
+    }
+
+    /// Frees what the process has used of this one's memory.
+    fn take_back(&mut self) {
+        if let Some(lent) = self.lent.take() {
+            lent.take_back(self.channel.as_fd());
+        }
     }
 }
 
@@ -332,34 +345,37 @@ fn make(command: &mut Command, run: bool) -> Result<Starting, Error> {
     let (ours, theirs) = UnixStream::pair().map_err(Error::io("make a socket pair"))?;
     let compiled = compile(command, theirs.into())?;
     let cgroup = command.cgroup.as_ref().map(AsFd::as_fd);
-    // What this process has to do before the child goes on.
-    let needed = compiled.new_user || cgroup.is_some() || command.oom_score_adj.is_some();
-    let running = run && !needed && compiled.plan.may_share_memory();
-    let cloned = if running {
-        sys::clone_sharing(&compiled.plan, compiled.clone_flags)
-    } else {
-        sys::clone_child(
-            &compiled.plan,
-            compiled.clone_flags,
-            cgroup.filter(|_| !compiled.two_stages),
-        )
-    };
-    let cloned = cloned.map_err(|errno| Error::Clone {
-        namespaces: Namespace::ALL
-            .into_iter()
-            .filter(|kind| compiled.clone_flags & kind.flag() != 0)
-            .collect(),
-        source: errno.into(),
-    })?;
     let Compiled {
         plan,
+        clone_flags,
         two_stages,
         new_user,
         searched,
         pipes,
         held,
-        ..
     } = compiled;
+    let plan = Arc::new(plan);
+    // Writing its OOM score would write that of everybody who shares its memory. And whoever is
+    // told to wait may have visitors in its namespaces, who must not find our memory there.
+    let lend = run && command.oom_score_adj.is_none() && plan.may_share_memory();
+    // Its ids are mapped while it waits.
+    let sleep = !new_user;
+    let lent = lend.then(|| sys::clone_lending(&plan, clone_flags, cgroup, sleep));
+    let (cloned, running) = match lent {
+        Some(Ok(cloned)) => (Ok(cloned), sleep),
+        // As a copy it may work: a cgroup can be of v1, or a filter know nothing better.
+        _ => (
+            sys::clone_child(&plan, clone_flags, cgroup.filter(|_| !two_stages)),
+            false,
+        ),
+    };
+    let cloned = cloned.map_err(|errno| Error::Clone {
+        namespaces: Namespace::ALL
+            .into_iter()
+            .filter(|kind| clone_flags & kind.flag() != 0)
+            .collect(),
+        source: errno.into(),
+    })?;
     // The child's ends of the socket and of pipes are its own now; ours would keep them open.
     drop(held);
     let mut child = Child::new(cloned.pid, cloned.pidfd, true);
@@ -373,6 +389,7 @@ fn make(command: &mut Command, run: bool) -> Result<Starting, Error> {
         channel: ours,
         reached: 0,
         running,
+        lent: cloned.lent,
         plan,
         program: command.program.clone(),
         searched,
@@ -428,12 +445,21 @@ impl Starting {
 
     /// Takes over from the process that joined namespaces the one that it cloned inside.
     fn second_stage(&mut self) -> Result<(), Error> {
-        let pid = match self.receive()? {
-            Some(Record::Cloned { pid }) => pid,
-            Some(record) => return Err(self.failed(record)),
-            None => return Err(self.died()),
+        let mut failure = None;
+        let pid = loop {
+            match self.receive()? {
+                Some(Record::Cloned { pid }) => break pid,
+                // Of the second one, perhaps, before the first has told of it.
+                Some(record) if failure.is_none() => failure = Some(record),
+                _ => {
+                    return Err(match failure {
+                        Some(record) => self.failed(record),
+                        None => self.died(),
+                    });
+                }
+            }
         };
-        // It is our child and waits for our word, so the pid is its own until we reap it.
+        // It is our child, so the pid is its own until we reap it.
         let pidfd = i32::try_from(pid)
             .ok()
             .and_then(Pid::from_raw)
@@ -444,7 +470,10 @@ impl Starting {
             first.replace_process(pid, pidfd)?;
         }
         self.pid = pid;
-        Ok(())
+        match failure {
+            Some(record) => Err(self.failed(record)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! What several tests need.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_macros, reason = "each test file uses its part")]
 
 #[allow(unsafe_code)]
 pub(crate) mod sys;
@@ -7,6 +7,7 @@ pub(crate) mod sys;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use namespaces::{
     Capabilities, Command, Device, DeviceKind, IoPriority, Limit, Mount, MountAttributes,
@@ -147,6 +148,30 @@ pub(crate) fn everything(rootfs: &Rootfs) -> Command {
     command
 }
 
+/// Runs a program that the test needs, and gives its output.
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    let output = std::process::Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Takes a mount away when dropped.
+pub(crate) struct Mounted<'a>(pub(crate) &'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        // The test may have failed before anything was mounted.
+        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
 /// What a process leaves behind: descriptors, children, mounts.
 pub(crate) fn traces() -> (usize, String, String) {
     let children = fs::read_dir("/proc/self/task")
@@ -163,21 +188,60 @@ pub(crate) fn traces() -> (usize, String, String) {
     )
 }
 
-/// Runs the other tests of the file again as an ordinary user, who needs nothing prepared.
-pub(crate) fn again_as_a_user() {
-    const UID: u32 = 4242;
+/// Runs the other tests of a file again where they must hold, too: as an ordinary user, who needs
+/// nothing prepared, and as root on the lab's kernel.
+macro_rules! elsewhere {
+    () => {
+        #[test]
+        #[ignore = "needs root"]
+        fn an_ordinary_user_can_do_all_this() {
+            common::again(Some(4242));
+        }
+
+        #[test]
+        #[ignore = "needs lab"]
+        fn another_kernel_can_do_all_this() {
+            common::again(None);
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub(crate) use elsewhere;
+
+/// A program among mounts of its own, so that what others mount is not taken for what it left.
+pub(crate) fn among_own_mounts(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.unshare([Namespace::Mount]);
+    if !rustix::process::geteuid().is_root() {
+        command.user_namespace(UserMapping::CallerAsRoot);
+    }
+    command
+}
+
+/// For tests that count what is left in the process: nothing else may happen in it.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs the tests of the file that need nothing again, as that user.
+pub(crate) fn again(user: Option<u32>) {
+    let _alone = alone();
     let home = tempfile::tempdir().expect("a directory");
     let program = home.path().join("test");
     // The user need not have access to where it was built.
     fs::copy("/proc/self/exe", &program).expect("copy this program");
-    std::os::unix::fs::chown(home.path(), Some(UID), Some(UID)).expect("chown");
-    let output = Command::new(&program)
-        .env("TMPDIR", home.path())
-        .current_dir(home.path())
-        .uid(UID)
-        .gid(UID)
-        .output()
-        .expect("run this program as a user");
+    let mut command = Command::new(&program);
+    command.env("TMPDIR", home.path()).current_dir(home.path());
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        // They have run in full where they stand.
+        command.env("PROPTEST_CASES", "20");
+    }
+    if let Some(id) = user {
+        std::os::unix::fs::chown(home.path(), Some(id), Some(id)).expect("chown");
+        command.uid(id).gid(id);
+    }
+    let output = command.output().expect("run this program");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success() && !text.contains(" 0 passed"),

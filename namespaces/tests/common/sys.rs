@@ -105,3 +105,20 @@ pub(crate) fn answer(listener: BorrowedFd<'_>, call: Call, errno: Option<i32>) -
         },
     }
 }
+
+/// The next call, waiting for it; `None` when every thread under the filter is gone.
+pub(crate) fn next(listener: BorrowedFd<'_>) -> io::Result<Option<Call>> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        let mut fds = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+        poll(&mut fds, None)?;
+        let [ready] = &fds;
+        if ready.revents().contains(PollFlags::IN) {
+            if let Some(call) = receive(listener)? {
+                return Ok(Some(call));
+            }
+        } else if ready.revents().contains(PollFlags::HUP) {
+            return Ok(None);
+        }
+    }
+}
