@@ -272,8 +272,4 @@ fn loopback_is_up_when_asked_for() {
     assert!(!up(false));
 }
 
-#[test]
-#[ignore = "needs root"]
-fn an_ordinary_user_can_do_all_this() {
-    common::again_as_a_user();
-}
+common::elsewhere!();

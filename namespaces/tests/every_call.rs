@@ -1,5 +1,6 @@
 //! Every single system call of a plan is made to fail in turn, by a supervisor who answers for the
-//! kernel: the error names the call, and nothing is left.
+//! kernel: the error names the call, and nothing is left. So are those of an init, of the program
+//! below it, and of a program that enters a container.
 //!
 //! Alone in its file: what a process has left is only to be seen while nothing else happens in it.
 
@@ -10,9 +11,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 
 use common::sys::{self, Call};
-use common::{Rootfs, everything, traces};
-use namespaces::{Command, Error};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use common::{Rootfs, container, everything, traces};
+use namespaces::{Command, Error, Stdio};
 
 /// What a plan calls that has no result by which to fail.
 const INFALLIBLE: [libc::c_long; 5] = [
@@ -63,10 +63,12 @@ fn name(number: i64) -> Option<&'static str> {
         (libc::SYS_pivot_root, "pivot_root"),
         (libc::SYS_prctl, "prctl"),
         (libc::SYS_prlimit64, "setrlimit"),
+        (libc::SYS_process_vm_writev, "process_vm_writev"),
         (libc::SYS_read, "read"),
         (libc::SYS_readlinkat, "readlinkat"),
         (libc::SYS_rt_sigaction, "rt_sigaction"),
         (libc::SYS_rt_sigprocmask, "execve"),
+        (libc::SYS_rt_sigtimedwait, "rt_sigtimedwait"),
         (libc::SYS_sched_setaffinity, "sched_setaffinity"),
         (libc::SYS_sched_setattr, "sched_setattr"),
         (libc::SYS_seccomp, "seccomp"),
@@ -86,6 +88,7 @@ fn name(number: i64) -> Option<&'static str> {
         (libc::SYS_umount2, "umount2"),
         (libc::SYS_unshare, "unshare"),
         (libc::SYS_utimensat, "utimensat"),
+        (libc::SYS_wait4, "wait4"),
         (libc::SYS_write, "write"),
         (libc::SYS_recvfrom, "recvfrom"),
     ]);
@@ -93,11 +96,12 @@ fn name(number: i64) -> Option<&'static str> {
 }
 
 /// Calls that may fail without harm, each for its reason.
-const SPARED: [&str; 8] = [
+const SPARED: [&str; 13] = [
     // Of a build with assertions: whether what is to be closed is open.
     "fcntl",
     // The parent that is told has gone on, or is told by `write`.
     "sendto",
+    "behind: sendto",
     // Times of a copy.
     "utimensat",
     // Whether the parent has ended: if it had, the process would end at its next word.
@@ -108,7 +112,19 @@ const SPARED: [&str; 8] = [
     "fsmount",
     // Which of the handlers were there to be reset, of a parent that had none.
     "rt_sigaction",
+    // What the init does for tidiness: descriptors are closed one by one, and it keeps its name, its
+    // directory or its arguments.
+    "behind: close_range",
+    "behind: prctl",
+    "behind: process_vm_writev",
+    "behind: chdir",
 ];
+
+/// Without these the init cannot know of its program: it ends, with the status of a failure.
+const FATAL: [&str; 2] = ["behind: rt_sigtimedwait", "behind: wait4"];
+
+/// A process of a plan, in the order of their first calls, and the number of a call of it.
+type Place = (usize, usize);
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -117,57 +133,75 @@ enum End {
     Error(Error),
 }
 
-/// Answers until the attempt has ended; lets the call of that index fail. The calls of the new
-/// process up to its program, by number.
+/// The calls that new processes make up to their programs, by process.
+#[derive(Debug, Default)]
+struct Calls {
+    processes: Vec<u32>,
+    numbers: Vec<Vec<i64>>,
+    executed: BTreeSet<u32>,
+}
+
+impl Calls {
+    /// Where the call stands; `None` when it is none of a plan.
+    fn add(&mut self, call: Call, own: u32) -> Option<Place> {
+        if call.thread == own
+            || self.executed.contains(&call.thread)
+            || INFALLIBLE.contains(&call.number)
+        {
+            return None;
+        }
+        if call.number == libc::SYS_execve {
+            self.executed.insert(call.thread);
+        }
+        let known = self.processes.iter().position(|pid| *pid == call.thread);
+        let process = known.unwrap_or_else(|| {
+            self.processes.push(call.thread);
+            self.numbers.push(Vec::new());
+            self.numbers.len() - 1
+        });
+        let numbers = &mut self.numbers[process];
+        numbers.push(call.number);
+        Some((process, numbers.len() - 1))
+    }
+
+    fn places(&self) -> Vec<Place> {
+        let of = |(process, numbers): (usize, &Vec<i64>)| {
+            (0..numbers.len()).map(move |index| (process, index))
+        };
+        self.numbers.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// The name of the call, and whether its process has cloned the one that goes on before: as an
+    /// init does, and what joins a pid namespace.
+    fn name(&self, (process, index): Place) -> Option<String> {
+        let numbers = self.numbers.get(process)?;
+        let number = *numbers.get(index)?;
+        let call = name(number).unwrap_or_else(|| panic!("call {number} has no name here"));
+        let cloned = numbers[..index].contains(&libc::SYS_clone3);
+        let prefix = if cloned { "behind: " } else { "" };
+        Some(format!("{prefix}{call}"))
+    }
+}
+
+/// Answers until the attempt has ended; lets the call at that place fail.
 fn supervise(
     listener: &OwnedFd,
     own: u32,
-    fail: Option<usize>,
+    fail: Option<Place>,
     ended: &mpsc::Receiver<End>,
-) -> (Vec<i64>, Option<End>) {
-    let mut calls = Vec::new();
-    let mut executed = BTreeSet::new();
-    let mut end = None;
-    loop {
-        let wait = Timespec {
-            tv_sec: 0,
-            tv_nsec: 10_000_000,
-        };
-        let mut fds = [PollFd::new(listener, PollFlags::IN)];
-        let ready = poll(&mut fds, Some(&wait)).unwrap_or(0);
-        let revents = fds[0].revents();
-        if ready > 0 && revents.contains(PollFlags::IN) {
-            let Some(call) = sys::receive(listener.as_fd()).expect("receive") else {
-                continue;
-            };
-            let errno = counted(call, own, &mut executed).and_then(|number| {
-                calls.push(number);
-                (fail == Some(calls.len() - 1)).then_some(libc::EIO)
-            });
-            sys::answer(listener.as_fd(), call, errno).expect("answer");
-        } else if revents.contains(PollFlags::HUP) {
-            // Every thread under the filter is gone.
-            end = end.or_else(|| ended.try_recv().ok());
-            return (calls, end);
-        } else {
-            end = end.or_else(|| ended.try_recv().ok());
-        }
+) -> (Calls, Option<End>) {
+    let mut calls = Calls::default();
+    while let Some(call) = sys::next(listener.as_fd()).expect("receive") {
+        let place = calls.add(call, own);
+        let errno = (place.is_some() && place == fail).then_some(libc::EIO);
+        sys::answer(listener.as_fd(), call, errno).expect("answer");
     }
-}
-
-/// Whether it is a call of the plan.
-fn counted(call: Call, own: u32, executed: &mut BTreeSet<u32>) -> Option<i64> {
-    if call.thread == own || executed.contains(&call.thread) || INFALLIBLE.contains(&call.number) {
-        return None;
-    }
-    if call.number == libc::SYS_execve {
-        executed.insert(call.thread);
-    }
-    Some(call.number)
+    // Every thread under the filter is gone, so it is there.
+    (calls, ended.try_recv().ok())
 }
 
 /// Spawns what `plan` makes while the call of that index fails.
-fn attempt(plan: &dyn Fn() -> Command, fail: Option<usize>) -> (Vec<i64>, End) {
+fn attempt(plan: &dyn Fn() -> Command, fail: Option<Place>) -> (Calls, End) {
     let mut command = plan();
     let (listens, listener) = mpsc::channel();
     let (ends, ended) = mpsc::channel();
@@ -193,53 +227,110 @@ fn attempt(plan: &dyn Fn() -> Command, fail: Option<usize>) -> (Vec<i64>, End) {
         drop(handed);
         supervise(&listener, own.unsigned_abs(), fail, &ended)
     });
-    let names = || calls.last().and_then(|number| name(*number));
-    (
-        calls.clone(),
-        end.unwrap_or_else(|| panic!("no result with call {fail:?}, {:?}", names())),
-    )
+    let end = end.unwrap_or_else(|| panic!("no result with call {fail:?}, {calls:?}"));
+    (calls, end)
 }
 
-#[test]
-fn every_call_that_fails_is_named_and_leaves_nothing() {
-    let rootfs = Rootfs::new();
-    let plan = || {
-        let mut command = everything(&rootfs);
-        command.arg0("sh");
-        command
-    };
+/// Lets the calls of what `plan` makes fail in turn; the program of the plan ends with 42.
+fn fail_in_turn(plan: &dyn Fn() -> Command, least: usize) {
     // Once before, for what the image is missing is made the first time only.
-    let (_, _) = attempt(&plan, None);
-    let (calls, end) = attempt(&plan, None);
+    let (_, _) = attempt(plan, None);
+    let (calls, end) = attempt(plan, None);
     assert!(matches!(end, End::Status(Some(42))), "{end:?}");
-    assert!(calls.len() > 100, "{} calls", calls.len());
+    let places = calls.places();
+    assert!(places.len() > least, "{} calls", places.len());
     let mut spared = BTreeSet::new();
-    for (index, number) in calls.iter().enumerate() {
-        let call = name(*number).unwrap_or_else(|| panic!("call {number} has no name here"));
-        let (_, end) = attempt(&plan, Some(index));
+    let mut failed = 0;
+    for place in places {
+        let (calls, end) = attempt(plan, Some(place));
+        // When the kernel says that something was mounted meanwhile, calls are made again: what is
+        // at this place now counts, if anything.
+        let Some(call) = calls.name(place) else {
+            assert!(matches!(end, End::Status(Some(42))), "{end:?}");
+            continue;
+        };
+        failed += 1;
         match end {
+            End::Status(Some(125)) if FATAL.contains(&call.as_str()) => {}
+            // The same, before the program was executed.
+            End::Error(Error::Died { status }) if FATAL.contains(&call.as_str()) => {
+                assert_eq!(status.code(), Some(125), "{call}");
+            }
             End::Status(status) => {
-                assert_eq!(status, Some(42), "call {index}, {call}");
+                assert_eq!(status, Some(42), "call {place:?}, {call}");
                 spared.insert(call);
             }
             End::Error(Error::Step(error)) => {
                 let named =
                     error.operation() == call && error.io_error().raw_os_error() == Some(libc::EIO);
                 // What is looked up again in another way fails there, if it does.
-                assert!(named, "call {index}, {call}: {error}");
+                assert!(named, "call {place:?}, {call}: {error}");
                 assert!(error.undone().len() < error.total());
             }
             End::Error(Error::NotExecutable { source, .. }) => {
-                assert_eq!((call, source.raw_os_error()), ("execve", Some(libc::EIO)));
+                assert_eq!((&*call, source.raw_os_error()), ("execve", Some(libc::EIO)));
             }
-            End::Error(error) => panic!("call {index}, {call}: {error}"),
+            End::Error(error) => panic!("call {place:?}, {call}: {error}"),
         }
     }
-    println!(
-        "{} calls failed in turn; without harm: {spared:?}",
-        calls.len()
-    );
+    println!("{failed} calls failed in turn; without harm: {spared:?}");
     for call in spared {
-        assert!(SPARED.contains(&call), "{call} failed and nobody was told");
+        assert!(
+            SPARED.contains(&call.as_str()),
+            "{call} failed and nobody was told"
+        );
     }
 }
+
+/// Set in the process that does it, among mounts of its own.
+const INSIDE: &str = "COFFERDAM_EVERY_CALL";
+
+/// One test: what is left is counted.
+#[test]
+fn every_call_that_fails_is_named_and_leaves_nothing() {
+    if std::env::var_os(INSIDE).is_none() {
+        let mut inside = common::among_own_mounts("/proc/self/exe");
+        inside
+            .args([
+                "--exact",
+                "every_call_that_fails_is_named_and_leaves_nothing",
+            ])
+            .arg("--nocapture")
+            .env(INSIDE, "1");
+        println!("{}", common::stdout(&mut inside));
+        return;
+    }
+    let rootfs = Rootfs::new();
+    fail_in_turn(
+        &|| {
+            let mut command = everything(&rootfs);
+            command.arg0("sh");
+            command
+        },
+        100,
+    );
+    fail_in_turn(
+        &|| {
+            let mut command = container(&rootfs, "exit 42");
+            command.init(true).new_session(true).current_dir("/bin");
+            command
+        },
+        30,
+    );
+    let mut command = container(&rootfs, "cat");
+    let living = command.stdin(Stdio::piped()).spawn().expect("spawn");
+    fail_in_turn(
+        &|| {
+            let mut command = Command::new("/bin/sh");
+            command
+                .args(["-c", "exit 42"])
+                .enter(&living)
+                .current_dir("/bin")
+                .no_new_privs(true);
+            command
+        },
+        15,
+    );
+}
+
+common::elsewhere!();

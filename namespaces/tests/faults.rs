@@ -33,7 +33,7 @@ impl Copy {
 }
 
 fn again(program: &std::path::Path, test: &str, call: libc::c_long, errno: i32) -> String {
-    let output = Command::new(program)
+    let output = common::among_own_mounts(program)
         // In the main thread: making another may be what fails.
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(CASE, "1")
@@ -301,3 +301,5 @@ fn giving_up_leaves_nothing() {
         assert_eq!(before, traces(), "{barrier:?}");
     }
 }
+
+common::elsewhere!();

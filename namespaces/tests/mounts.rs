@@ -4,10 +4,15 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
 
-use common::{Rootfs, container, stdout};
-use namespaces::{Command, Device, DeviceKind, Error, Mount, MountAttributes as A, Step};
+use common::{Mounted, Rootfs, container, stdout};
+use namespaces::{
+    Command, Device, DeviceKind, Error, IdMap, Mount, MountAttributes as A, Namespace, Step,
+    UserMapping,
+};
 
 /// The options of the mounts below a path, as the program sees them.
 fn options(command: &mut Command, below: &str) -> BTreeMap<String, Vec<String>> {
@@ -161,7 +166,7 @@ fn owners_and_devices_are_copied_up() {
     let rootfs = Rootfs::new();
     fs::create_dir(rootfs.join("data")).expect("mkdir");
     fs::write(rootfs.join("data/file"), "").expect("write");
-    std::os::unix::fs::chown(rootfs.join("data/file"), Some(12), Some(34)).expect("chown");
+    chown(rootfs.join("data/file"), Some(12), Some(34)).expect("chown");
     std::os::unix::fs::lchown(rootfs.join("data"), Some(56), Some(78)).expect("chown");
     let device = rustix::fs::makedev(1, 3);
     rustix::fs::mknodat(
@@ -222,8 +227,89 @@ fn links_and_late_read_only() {
     );
 }
 
+/// A directory of the user 1000 on an ext4 of its own, which every kernel from 5.12 on can idmap,
+/// and below it `inner`, a mount of another one of that user.
+fn on_ext4(directory: &Path) -> (Mounted<'_>, PathBuf) {
+    let image = directory.with_extension("ext4");
+    let file = fs::File::create(&image).expect("create an image");
+    file.set_len(8 << 20).expect("make it large");
+    let image = image.to_str().expect("text");
+    let place = directory.to_str().expect("text");
+    common::run("mkfs.ext4", &["-q", image]);
+    // A module on some kernels, built in on others.
+    let _ = std::process::Command::new("modprobe").arg("loop").status();
+    common::run("mount", &["-o", "loop", image, place]);
+    let mounted = Mounted(directory);
+    for name in ["", "inner", "other"] {
+        let path = directory.join(name);
+        fs::create_dir_all(&path).expect("mkdir");
+        chown(&path, Some(1000), Some(1000)).expect("chown");
+    }
+    let inner = directory.join("inner");
+    rustix::mount::mount_bind(directory.join("other"), &inner).expect("bind");
+    (mounted, inner)
+}
+
+/// A user namespace in which 1000 is 5000 outside.
+fn shifted() -> OwnedFd {
+    let map = IdMap::single(1000, 5000);
+    namespaces::user_namespace(UserMapping::Exact {
+        uids: map.clone(),
+        gids: map,
+    })
+    .expect("a user namespace")
+}
+
 #[test]
 #[ignore = "needs root"]
-fn an_ordinary_user_can_do_all_this() {
-    common::again_as_a_user();
+fn idmapped_binds_shift_owners() {
+    let rootfs = Rootfs::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = directory.path().join("fs");
+    fs::create_dir(&place).expect("mkdir");
+    let (_outer, inner) = on_ext4(&place);
+    let _inner = Mounted(&inner);
+    let user = shifted();
+    let owners = |mount: Mount| {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "stat -c %u:%g /data /data/inner; touch /data/new"])
+            .env_clear()
+            .env("PATH", "/bin")
+            .unshare([Namespace::Mount])
+            .root(rootfs.path())
+            .mount(mount);
+        // A file of root, who has no number in the map, cannot be made.
+        let output = command.output().unwrap_or_else(|error| panic!("{error}"));
+        (
+            String::from_utf8(output.stdout).expect("text"),
+            output.status.success(),
+        )
+    };
+    let bind = || Mount::bind(&place, "/data");
+    let top = bind().idmapped(&user).expect("duplicate");
+    assert_eq!(owners(top), ("5000:5000\n1000:1000\n".into(), false));
+    let all = bind().idmapped_recursive(&user).expect("duplicate");
+    assert_eq!(owners(all), ("5000:5000\n5000:5000\n".into(), false));
+    assert_eq!(owners(bind()), ("1000:1000\n1000:1000\n".into(), true));
 }
+
+#[test]
+#[ignore = "needs root"]
+fn what_cannot_be_idmapped_is_told() {
+    let rootfs = Rootfs::new();
+    let mount = Mount::bind_single("/proc", "/data").idmapped(shifted());
+    let mut command = Command::new("/bin/true");
+    command
+        .unshare([Namespace::Mount])
+        .root(rootfs.path())
+        .mount(mount.expect("duplicate"));
+    let Err(Error::Step(error)) = command.spawn() else {
+        panic!("proc cannot be idmapped");
+    };
+    assert_eq!(error.operation(), "mount_setattr");
+    assert_eq!(error.io_error().raw_os_error(), Some(22));
+    assert!(error.to_string().contains("cannot be idmapped"), "{error}");
+}
+
+common::elsewhere!();

@@ -241,8 +241,57 @@ fn the_parent_can_act_before_anything_is_done() {
     assert_eq!(output.stdout, b"theirs\n");
 }
 
+/// Takes a network device away when dropped, wherever its peer is.
+struct Device(String);
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // The test may have failed before it was made.
+        let _ = std::process::Command::new("ip")
+            .args(["link", "del", &self.0])
+            .output();
+    }
+}
+
+/// What a runtime does with the network: a device goes where the process waits.
 #[test]
 #[ignore = "needs root"]
-fn an_ordinary_user_can_do_all_this() {
-    common::again_as_a_user();
+fn a_network_device_is_moved_to_the_waiting_process() {
+    let name = format!("cd{}", std::process::id());
+    let (ours, theirs) = (format!("{name}a"), format!("{name}b"));
+    // A module on some kernels, built in on others.
+    let _ = std::process::Command::new("modprobe").arg("veth").status();
+    common::run(
+        "ip",
+        &[
+            "link", "add", &ours, "type", "veth", "peer", "name", &theirs,
+        ],
+    );
+    let device = Device(ours.clone());
+    let mut command = Command::new("sh");
+    let script = format!("ip -o link show {theirs}; cat /sys/class/net/{theirs}/operstate");
+    command
+        .args(["-c", &script])
+        .stdout(Stdio::piped())
+        .unshare([Namespace::Net, Namespace::Mount])
+        .mount(namespaces::Mount::sysfs("/sys"));
+    let mut starting = command.start().expect("start");
+    let pid = starting.pid().to_string();
+    common::run("ip", &["link", "set", &theirs, "netns", &pid]);
+    starting.advance(Barrier::Ready).expect("advance");
+    // It can be set up there by a program of ours, and its other end is here.
+    let mut up = Command::new("ip");
+    up.args(["link", "set", &theirs, "up"])
+        .join(Namespace::Net, &starting);
+    stdout(&mut up);
+    common::run("ip", &["link", "set", &ours, "up"]);
+    let output = starting.exec().expect("exec").wait_with_output();
+    let text = String::from_utf8(output.expect("output").stdout).expect("text");
+    assert!(text.contains(&format!("{theirs}@")), "{text}");
+    assert_eq!(text.lines().last(), Some("up"), "{text}");
+    // It went with its namespace, and its other end with it.
+    drop(device);
+    assert!(!fs::exists(format!("/sys/class/net/{ours}")).expect("look"));
 }
+
+common::elsewhere!();

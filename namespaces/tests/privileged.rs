@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use common::{Rootfs, stdout};
+use common::{Mounted, Rootfs, stdout};
 use namespaces::{
     Capabilities, Capability, CapabilitySet, Command, Degradation, Error, IdMap, IdRange, Mount,
     Namespace, NamespaceId, Root, Stdio, UserMapping,
@@ -480,16 +480,6 @@ fn a_program_runs_itself_as_root_of_a_user_namespace() {
     assert!(status.success(), "{status}");
 }
 
-/// Takes a mount away when dropped.
-struct Mounted<'a>(&'a Path);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        // The test may have failed before anything was mounted.
-        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 #[ignore = "needs root"]
 fn a_namespace_outlives_its_processes() {
@@ -518,40 +508,4 @@ fn a_namespace_outlives_its_processes() {
         id,
         NamespaceId::of_this_thread(Namespace::Uts).expect("an id")
     );
-}
-
-#[test]
-#[ignore = "needs root"]
-fn an_idmapped_bind_shifts_owners() {
-    let rootfs = Rootfs::new();
-    // On a tmpfs of its own: not every file system can be idmapped on every kernel; tmpfs since
-    // Linux 6.3, ext4 since 5.12.
-    let outside = tempfile::tempdir().expect("a directory");
-    chown(outside.path(), Some(1000), Some(1000)).expect("chown");
-    let map = IdMap::ranges([IdRange {
-        inside: 1000,
-        outside: 5000,
-        count: 1,
-    }]);
-    let user = namespaces::user_namespace(UserMapping::Exact {
-        uids: map.clone(),
-        gids: map,
-    })
-    .expect("a user namespace");
-    let mut command = container(&rootfs, "stat -c %u:%g /data");
-    command.mount(
-        Mount::bind(outside.path(), "/data")
-            .idmapped(&user)
-            .expect("duplicate"),
-    );
-    match command.output() {
-        Ok(output) => assert_eq!(output.stdout, b"5000:5000\n"),
-        // The file system of the temporary directory cannot: the error must say just that.
-        Err(Error::Step(error)) => {
-            assert_eq!(error.operation(), "mount_setattr");
-            assert_eq!(error.io_error().raw_os_error(), Some(22));
-            assert!(error.to_string().contains("cannot be idmapped"), "{error}");
-        }
-        Err(error) => panic!("{error}"),
-    }
 }

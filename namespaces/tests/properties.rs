@@ -583,3 +583,5 @@ proptest! {
         check(&plan)?;
     }
 }
+
+common::elsewhere!();

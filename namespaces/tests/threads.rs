@@ -1,5 +1,7 @@
 //! Spawning from a program with threads, an allocator in use, and a handler for SIGCHLD.
 
+mod common;
+
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +28,7 @@ fn children() -> String {
 #[test]
 fn many_processes_from_many_threads() {
     const THREADS: usize = 8;
+    let _alone = common::alone();
     let seen = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGCHLD, Arc::clone(&seen))
         .expect("install a handler");
@@ -94,3 +97,5 @@ fn many_processes_from_many_threads() {
     assert_eq!(children(), "", "a process is left");
     assert_eq!(fds(), before, "a file descriptor is left");
 }
+
+common::elsewhere!();

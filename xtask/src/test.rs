@@ -55,6 +55,7 @@ const TOOLS: &[Tool] = &[
     Tool::program("dbus-daemon", "dbus", "speak to systemd in tests"),
     Tool::program("gdb", "gdb", "debug a guest in tests"),
     Tool::program("ip", "iproute2", "look at networks in tests"),
+    Tool::program("apparmor_parser", "apparmor", "confine programs in tests"),
     Tool::program(
         "python3",
         "python3",
