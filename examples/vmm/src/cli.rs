@@ -77,6 +77,10 @@ pub(crate) struct BootArgs {
     /// Where the output of a second console (/dev/hvc0) goes
     #[arg(long, value_name = "FILE")]
     pub(crate) console: Option<PathBuf>,
+    /// Keep a log of the memory that changes: snapshots after the first then stop the machine only
+    /// for what changed since
+    #[arg(long)]
+    pub(crate) log_changes: bool,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }
@@ -99,10 +103,17 @@ pub(crate) struct RunArgs {
     /// A Unix socket to control the machine by HTTP: pause, resume, snapshot, metrics, shutdown
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+    /// The directory in which the control socket's clients save snapshots, by name. Without it they
+    /// save them anywhere by path, but not from the jail
+    #[arg(long, value_name = "DIR")]
+    pub(crate) snapshots: Option<PathBuf>,
     /// Shut the machine in: namespaces of its own with an empty root, a control group, no
-    /// capabilities, and system call filters. Snapshots cannot be saved from inside it
+    /// capabilities, and system call filters. For root this is the default
     #[arg(long)]
     pub(crate) jail: bool,
+    /// Do not shut the machine in
+    #[arg(long, conflicts_with = "jail")]
+    pub(crate) no_jail: bool,
 }
 
 #[derive(Debug, Args)]

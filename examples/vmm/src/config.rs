@@ -75,6 +75,10 @@ pub(crate) struct Machine {
     /// A balloon, by which the guest gives memory back
     #[serde(default = "yes")]
     pub(crate) balloon: bool,
+    /// Keep a log of the memory that changes, so that a snapshot stops the machine only for what
+    /// changed since the one before
+    #[serde(default)]
+    pub(crate) log_changes: bool,
 }
 
 /// A disk: a raw file or a block device
@@ -129,6 +133,16 @@ pub(crate) struct Vsock {
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub(crate) struct Mac(pub(crate) [u8; 6]);
+
+impl Vsock {
+    /// Where the sockets are.
+    pub(crate) fn directory(&self) -> &Path {
+        match self.socket.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        }
+    }
+}
 
 impl FromStr for Mac {
     type Err = String;
@@ -307,6 +321,7 @@ impl Machine {
                 console: None,
                 entropy: true,
                 balloon: true,
+                log_changes: false,
             },
         };
         if let Some(kernel) = &args.kernel {
@@ -335,6 +350,7 @@ impl Machine {
         if args.console.is_some() {
             machine.console.clone_from(&args.console);
         }
+        machine.log_changes |= args.log_changes;
         machine.check()?;
         Ok(machine)
     }
@@ -430,3 +446,6 @@ pub(crate) fn print(args: &crate::cli::ConfigArgs) -> Result<(), Error> {
     let text = text.map_err(|e| Error::Output { source: e.into() })?;
     writeln!(std::io::stdout(), "{text}").map_err(|source| Error::Output { source })
 }
+
+#[cfg(test)]
+mod properties;

@@ -4,7 +4,7 @@
 //! GET /machine               the machine file
 //! GET /metrics               counters, as JSON
 //! PUT /pause  PUT /resume    stop and go on
-//! PUT /snapshot  {"to": DIR} save the machine; a running one is stopped meanwhile
+//! PUT /snapshot  {"to": DIR} save the machine; a running one is stopped for a moment
 //! PUT /balloon  {"mib": N}   ask the guest for memory
 //! PUT /shutdown              end the machine
 //! ```
@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::board::End;
 use crate::error::Error;
 use crate::files;
+use crate::filter::Work;
 use crate::machine::{Assembled, Happening};
 use crate::snapshot;
 use crate::virtio::worker::lock;
@@ -59,13 +60,24 @@ pub(crate) struct Socket {
     name: Name,
 }
 
-/// Removes the socket when the machine has ended.
-pub(crate) struct Name(PathBuf);
+/// Removes the socket when the machine has ended. In the jail it cannot be reached by its name:
+/// whoever waits outside removes it.
+pub(crate) struct Name(Option<PathBuf>);
 
 impl Drop for Name {
     fn drop(&mut self) {
-        // Someone may have removed it already.
-        let _ = std::fs::remove_file(&self.0);
+        if let Some(path) = &self.0 {
+            remove(path);
+        }
+    }
+}
+
+/// Removes a socket's name, if that is what is there.
+pub(crate) fn remove(path: &Path) {
+    use std::os::unix::fs::FileTypeExt as _;
+    if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
+        // Someone may have removed it meanwhile.
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -79,19 +91,22 @@ impl Socket {
             })?;
         Ok(Self {
             listener,
-            name: Name(path.to_owned()),
+            name: Name((!crate::jail::is_inside()).then(|| path.to_owned())),
         })
     }
 
     /// Serves it, until the machine has ended and the name is dropped.
-    pub(crate) fn serve(self, happens: Sender<Happening>) -> Name {
-        serve(self.listener, happens);
+    pub(crate) fn serve(self, happens: Sender<Happening>, jailed: bool) -> Name {
+        serve(self.listener, happens, jailed);
         self.name
     }
 }
 
-fn serve(listener: UnixListener, happens: Sender<Happening>) {
+fn serve(listener: UnixListener, happens: Sender<Happening>, jailed: bool) {
     thread::spawn(move || {
+        if jailed && Work::Control.hold().is_err() {
+            return;
+        }
         for stream in listener.incoming().flatten() {
             // One after another: what they ask is done in an order, and none can keep the others for
             // longer than its patience.
@@ -246,7 +261,7 @@ pub(crate) fn answer(machine: &Assembled, request: Request) -> Option<End> {
                 })
             }
         }
-        Command::Snapshot(to) => snapshot::save(machine, &to).map(|()| json!({})),
+        Command::Snapshot(to) => snapshot::save(machine, &to).map(|w| json!(w)),
         Command::Shutdown => {
             end = Some(End::Stopped);
             done

@@ -70,8 +70,10 @@ pub(crate) enum Error {
     BadSnapshot { path: PathBuf, problem: String },
     #[error("cannot make an initial RAM disk: {what}")]
     Kit { what: String },
-    #[error("cannot shut the machine in: {what}; run it without --jail to do without")]
+    #[error("cannot shut the machine in: {what}; --no-jail does without")]
     Jail { what: String },
+    #[error("the jailed machine was killed by signal {signal}{why}", why = killed(*signal))]
+    Killed { signal: i32 },
     #[error("{path} is an ELF executable, which cannot start in real mode: use --mode long, --mode protected, or a flat binary", path = path.display())]
     ElfInRealMode { path: PathBuf },
     #[error("{path} starts at {entry:#x}, which protected mode cannot reach: use --mode long or link it below 4 GiB", path = path.display())]
@@ -104,6 +106,7 @@ impl Error {
             | Self::OpenTap { .. }
             | Self::Host { .. }
             | Self::Jail { .. }
+            | Self::Killed { .. }
             | Self::DiskInUse { .. } => 4,
             Self::ReadKernel { .. }
             | Self::Load { .. }
@@ -128,6 +131,18 @@ impl Error {
             Self::Crashed { .. } | Self::HaltedForever { .. } => 8,
             Self::TimedOut { .. } => 10,
         }
+    }
+}
+
+/// What a signal that ended the machine's process means, where that is known.
+fn killed(signal: i32) -> &'static str {
+    match signal {
+        9 => ": by hand, or because its control group's memory was used up",
+        31 => {
+            ", because a thread made a system call that is none of its work: the guest may have broken \
+             into it; if you trust the guest, report this, and use --no-jail meanwhile"
+        }
+        _ => "",
     }
 }
 

@@ -1,27 +1,31 @@
-//! Which system calls a thread of a jailed machine may make: those of its work. Any other ends the
-//! process.
+//! Which system calls a thread of a jailed machine may make: those of its work, and of those that do many
+//! things only these. Any other ends the process.
 
 use std::collections::BTreeMap;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::SeccompCmpArgLen::Dword;
+use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
 
 use crate::error::Error;
 
 /// System call numbers of x86-64, by their names in `asm/unistd_64.h`.
-mod call {
+pub(crate) mod call {
     macro_rules! calls {
-        ($($name:ident $number:literal)*) => { $(pub(super) const $name: i64 = $number;)* };
+        ($($name:ident $number:literal)*) => { $(pub(crate) const $name: i64 = $number;)* };
     }
     calls! {
         READ 0 WRITE 1 CLOSE 3 FSTAT 5 POLL 7 LSEEK 8 MMAP 9 MPROTECT 10 MUNMAP 11 BRK 12
         RT_SIGACTION 13 RT_SIGPROCMASK 14 RT_SIGRETURN 15 IOCTL 16 PREAD64 17 PWRITE64 18 READV 19
         WRITEV 20 SCHED_YIELD 24 MREMAP 25 MINCORE 27 MADVISE 28 NANOSLEEP 35 GETPID 39 SOCKET 41
-        CONNECT 42 ACCEPT 43 SENDTO 44 RECVFROM 45 SHUTDOWN 48 SETSOCKOPT 54 CLONE 56 EXIT 60
-        FCNTL 72 FSYNC 74 FDATASYNC 75 SIGALTSTACK 131 PRCTL 157 GETTID 186 FUTEX 202
-        SCHED_GETAFFINITY 204 TIMER_CREATE 222 TIMER_SETTIME 223 TIMER_DELETE 226 CLOCK_GETTIME 228
-        CLOCK_NANOSLEEP 230 EXIT_GROUP 231 TGKILL 234 PPOLL 271 SET_ROBUST_LIST 273 FALLOCATE 285
-        ACCEPT4 288 EVENTFD2 290 SECCOMP 317 GETRANDOM 318 STATX 332 RESTART_SYSCALL 219 RSEQ 334
-        CLONE3 435 UNLINK 87
+        CONNECT 42 SENDTO 44 RECVFROM 45 SHUTDOWN 48 SETSOCKOPT 54 EXIT 60 FCNTL 72 FSYNC 74
+        FDATASYNC 75 FTRUNCATE 77 SIGALTSTACK 131 GETTID 186 FUTEX 202 GETDENTS64 217
+        RESTART_SYSCALL 219 TIMER_CREATE 222 TIMER_SETTIME 223 TIMER_DELETE 226 CLOCK_GETTIME 228
+        CLOCK_NANOSLEEP 230 EXIT_GROUP 231 TGKILL 234 OPENAT 257 MKDIRAT 258 NEWFSTATAT 262
+        UNLINKAT 263 PPOLL 271 FALLOCATE 285 ACCEPT4 288 RENAMEAT2 316 GETRANDOM 318
+        COPY_FILE_RANGE 326 STATX 332 RSEQ 334
     }
 }
 
@@ -30,14 +34,21 @@ mod call {
 pub(crate) enum Work {
     /// Runs a vCPU.
     Processor,
-    /// Serves a virtio device.
-    Device,
-    /// Waits for what happens, and answers the control socket.
+    /// Serves a virtio device, which needs these beside what all devices do.
+    Device(&'static [i64]),
+    /// Passes on what comes on standard input.
+    Input,
+    /// Waits for signals.
+    Signals,
+    /// Speaks with the clients of the control socket.
+    Control,
+    /// Waits for what happens, saves snapshots, and ends the machine.
     Main,
 }
 
-/// What every thread needs to allocate, to wait for others, to be interrupted, and to end.
-const COMMON: [i64; 24] = [
+/// What every thread needs to allocate, to wait for others, to be interrupted (a signal's handler sends
+/// through a socket), and to end.
+const COMMON: [i64; 30] = [
     call::READ,
     call::WRITE,
     call::CLOSE,
@@ -51,8 +62,10 @@ const COMMON: [i64; 24] = [
     call::RT_SIGRETURN,
     call::SCHED_YIELD,
     call::MADVISE,
+    call::NANOSLEEP,
     call::GETPID,
     call::GETTID,
+    call::SENDTO,
     call::FUTEX,
     call::EXIT,
     call::EXIT_GROUP,
@@ -60,9 +73,36 @@ const COMMON: [i64; 24] = [
     call::CLOCK_GETTIME,
     call::CLOCK_NANOSLEEP,
     call::TGKILL,
+    call::GETRANDOM,
     call::RESTART_SYSCALL,
     call::RSEQ,
+    call::POLL,
+    call::PPOLL,
+    // Builds for debugging look whether a file descriptor is open before they close it.
+    call::FCNTL,
 ];
+
+const AF_UNIX: u64 = 1;
+const PROT_EXEC: u64 = 4;
+const F_GETFD: u64 = 1;
+const F_GETFL: u64 = 3;
+const F_DUPFD_CLOEXEC: u64 = 1030;
+/// The second byte of KVM's requests to a device, and the mask for it.
+const KVM_REQUESTS: (u64, u64) = (0xae00, 0xff00);
+/// TCGETS to TCSETSF, and the same with any speed (TCGETS2 to TCSETSF2): reading and setting a
+/// terminal's modes, but not typing into it.
+const TERMINAL_MODES: [u64; 8] = [
+    0x5401,
+    0x5402,
+    0x5403,
+    0x5404,
+    0x802c_542a,
+    0x402c_542b,
+    0x402c_542c,
+    0x402c_542d,
+];
+const FIONBIO: u64 = 0x5421;
+const FICLONE: u64 = 0x4004_9409;
 
 impl Work {
     fn calls(self) -> &'static [i64] {
@@ -73,61 +113,64 @@ impl Work {
                 call::TIMER_SETTIME,
                 call::TIMER_DELETE,
             ],
-            Self::Device => &[
-                call::POLL,
-                call::PPOLL,
-                call::LSEEK,
-                call::READV,
-                call::WRITEV,
-                call::PREAD64,
-                call::PWRITE64,
-                call::FDATASYNC,
-                call::FALLOCATE,
-                call::GETRANDOM,
-                call::SOCKET,
-                call::CONNECT,
-                call::ACCEPT,
-                call::ACCEPT4,
-                call::SENDTO,
-                call::RECVFROM,
-                call::SHUTDOWN,
-                call::FCNTL,
-                // To set a socket to not block.
-                call::IOCTL,
-            ],
+            Self::Device(calls) => calls,
+            Self::Input => &[],
+            Self::Signals => &[call::RECVFROM],
+            Self::Control => &[call::ACCEPT4, call::RECVFROM, call::SETSOCKOPT],
             Self::Main => &[
                 call::IOCTL,
-                call::POLL,
-                call::PPOLL,
                 call::LSEEK,
+                call::PREAD64,
+                call::PWRITE64,
                 call::FSTAT,
                 call::STATX,
+                call::NEWFSTATAT,
                 call::MINCORE,
-                call::FCNTL,
-                call::SENDTO,
-                call::RECVFROM,
-                call::CLONE,
-                call::CLONE3,
-                call::SET_ROBUST_LIST,
-                call::SCHED_GETAFFINITY,
-                call::PRCTL,
-                call::SECCOMP,
-                call::GETRANDOM,
-                call::NANOSLEEP,
                 call::FSYNC,
-                call::EVENTFD2,
-                call::SETSOCKOPT,
-                call::UNLINK,
+                call::FTRUNCATE,
+                call::COPY_FILE_RANGE,
+                // Snapshots: below the directory that was handed in, there being no other.
+                call::OPENAT,
+                call::GETDENTS64,
+                call::MKDIRAT,
+                call::UNLINKAT,
+                call::RENAMEAT2,
             ],
         }
+    }
+
+    /// What may be asked of a call that does many things; none for the others.
+    fn rules(self, number: i64) -> Result<Vec<SeccompRule>, seccompiler::Error> {
+        let requests = |values: &[u64]| values.iter().map(|v| (1, Eq, *v)).collect();
+        let (mask, kvm) = (MaskedEq(KVM_REQUESTS.1), KVM_REQUESTS.0);
+        let conditions: Vec<(u8, _, u64)> = match (number, self) {
+            (call::MMAP | call::MPROTECT, _) => vec![(2, MaskedEq(PROT_EXEC), 0)],
+            (call::SOCKET, _) => vec![(0, Eq, AF_UNIX)],
+            (call::FCNTL, _) => requests(&[F_GETFD, F_GETFL, F_DUPFD_CLOEXEC]),
+            (call::IOCTL, Self::Processor) => vec![(1, mask, kvm)],
+            (call::IOCTL, Self::Main) => {
+                let mut all: Vec<_> = requests(&TERMINAL_MODES);
+                all.extend([(1, mask, kvm), (1, Eq, FICLONE)]);
+                all
+            }
+            (call::IOCTL, _) => requests(&[FIONBIO]),
+            _ => Vec::new(),
+        };
+        let rule = |(argument, operator, value)| {
+            let condition = SeccompCondition::new(argument, Dword, operator, value)?;
+            SeccompRule::new(vec![condition])
+        };
+        let rules: Result<Vec<_>, seccompiler::BackendError> =
+            conditions.into_iter().map(rule).collect();
+        Ok(rules?)
     }
 
     fn program(self) -> Result<BpfProgram, seccompiler::Error> {
         let rules: BTreeMap<i64, Vec<_>> = COMMON
             .iter()
             .chain(self.calls())
-            .map(|number| (*number, Vec::new()))
-            .collect();
+            .map(|number| Ok((*number, self.rules(*number)?)))
+            .collect::<Result<_, seccompiler::Error>>()?;
         let filter = SeccompFilter::new(
             rules,
             SeccompAction::KillProcess,

@@ -12,16 +12,20 @@ use signal_hook::iterator::Signals;
 
 use crate::board::End;
 use crate::error::Error;
+use crate::filter::Work;
 use crate::machine::{Assembled, Happening};
 use crate::terminal::DETACH;
 
 /// Ends the machine in order when this process is told to end.
-pub(crate) fn catch_signals(happens: Sender<Happening>) -> Result<(), Error> {
+pub(crate) fn catch_signals(happens: Sender<Happening>, jailed: bool) -> Result<(), Error> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(|source| Error::Host {
         what: "catch signals",
         source,
     })?;
     thread::spawn(move || {
+        if jailed && Work::Signals.hold().is_err() {
+            return;
+        }
         for _ in signals.forever() {
             if happens
                 .send(Happening::Ended(Ok(Some(End::Stopped))))
@@ -35,10 +39,13 @@ pub(crate) fn catch_signals(happens: Sender<Happening>) -> Result<(), Error> {
 }
 
 /// Gives the guest's serial port what comes on standard input, and ends the machine at the detach key.
-pub(crate) fn pass_to_serial(machine: &Arc<Assembled>, happens: Sender<Happening>) {
+pub(crate) fn pass_to_serial(machine: &Arc<Assembled>, happens: Sender<Happening>, jailed: bool) {
     let machine = Arc::downgrade(machine);
     let is_terminal = rustix::termios::isatty(io::stdin().as_fd());
     thread::spawn(move || {
+        if jailed && Work::Input.hold().is_err() {
+            return;
+        }
         let mut bytes = [0; 64];
         while let Ok(n @ 1..) = io::stdin().lock().read(&mut bytes) {
             let mut rest = &bytes[..n];

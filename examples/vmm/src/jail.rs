@@ -6,18 +6,27 @@
 //! were opened before and come along. Then, before the guest runs, it [`confine`]s itself: its root
 //! becomes an empty directory in memory, it gives up all capabilities, and each of its threads is held
 //! to the system calls of its work (`filter.rs`).
+//!
+//! Two directories can come along, each as a tree of its own that no path leads out of: the one for
+//! snapshots, as a file descriptor that only the main thread may use, and that of the vsock's sockets,
+//! as the current directory, in which one can only connect.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::ExitStatus;
 
 use cgroups::{Bytes, Guard, Hierarchy, Limits, Max};
 use namespaces::{Command, Namespace, UserMapping};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::process::{chdir, pivot_root};
+use rustix::process::{chdir, fchdir, pivot_root};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
+use crate::cli::RunArgs;
 use crate::config::Machine;
 use crate::error::Error;
+use crate::store::{Store, sealed};
 
 /// Set in the environment of the program in the jail: how many interfaces came along.
 pub(crate) const INSIDE: &str = "COFFERDAM_VMM_JAILED";
@@ -34,13 +43,18 @@ fn failed(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
     }
 }
 
-/// Whether this process is in the jail already, or about to be.
+/// Whether this process is in the jail already, or about to be: it is the first of its namespace.
 pub(crate) fn is_inside() -> bool {
-    std::env::var_os(INSIDE).is_some()
+    std::env::var_os(INSIDE).is_some() && rustix::process::getpid().is_init()
+}
+
+/// Whether the machine is to be shut in: root's machines are, unless it is said otherwise.
+pub(crate) fn is_wanted(args: &RunArgs) -> bool {
+    args.jail || (!args.no_jail && rustix::process::geteuid().is_root())
 }
 
 /// Runs this program again with the same command line, in the jail; returns its exit status.
-pub(crate) fn enter(machine: &Machine) -> Result<u8, Error> {
+pub(crate) fn enter(machine: &Machine, run: &RunArgs) -> Result<u8, Error> {
     let error = |e: namespaces::Error| Error::Jail {
         what: e.to_string(),
     };
@@ -66,33 +80,41 @@ pub(crate) fn enter(machine: &Machine) -> Result<u8, Error> {
         ])
         .die_with_parent(true)
         .kill_on_drop(true);
-    let group = group(machine);
-    if let Some(directory) = group.as_ref().and_then(|g| g.unified_directory()) {
+    let group = group(machine)?;
+    if let Some(directory) = group.unified_directory() {
         command.cgroup(directory);
     }
     let starting = command.start().map_err(error)?;
-    if let Some(group) = &group {
-        // The hierarchies of cgroup v1.
-        group.attach(starting.pid()).map_err(|e| Error::Jail {
-            what: e.to_string(),
-        })?;
-    }
+    // The hierarchies of cgroup v1.
+    group.attach(starting.pid()).map_err(|e| Error::Jail {
+        what: e.to_string(),
+    })?;
+    // Should it be killed, it cannot put the terminal back.
+    let terminal = rustix::termios::tcgetattr(std::io::stdin()).ok();
     // The signals of the terminal reach the program in the jail by themselves; one that is meant
     // for this process alone is passed on.
     let mut child = starting.exec().map_err(error)?;
     pass_signals_on(&child)?;
     let status: ExitStatus = child.wait().map_err(error)?;
-    if let Some(group) = group {
-        group.close().map_err(|e| Error::Jail {
-            what: format!("cannot remove its control group: {e}"),
-        })?;
+    group.close().map_err(|e| Error::Jail {
+        what: format!("cannot remove its control group: {e}"),
+    })?;
+    // From inside, where there are no paths, it could not be removed.
+    if let Some(socket) = &run.control {
+        crate::control::remove(socket);
+    }
+    if let Some(signal) = status.signal() {
+        if let Some(before) = terminal {
+            let when = rustix::termios::OptionalActions::Drain;
+            // Nothing better can be done about a terminal that is gone.
+            let _ = rustix::termios::tcsetattr(std::io::stdin(), when, &before);
+        }
+        return Err(Error::Killed { signal });
     }
     Ok(status
         .code()
         .and_then(|code| u8::try_from(code).ok())
-        .unwrap_or(Error::status(&Error::Jail {
-            what: String::new(),
-        })))
+        .unwrap_or(u8::MAX))
 }
 
 fn pass_signals_on(child: &namespaces::Child) -> Result<(), Error> {
@@ -112,18 +134,19 @@ fn pass_signals_on(child: &namespaces::Child) -> Result<(), Error> {
     Ok(())
 }
 
-/// The control group of the machine, where this process may make one.
-fn group(machine: &Machine) -> Option<Guard> {
+/// The control group of the machine, below the one that this process is in.
+fn group(machine: &Machine) -> Result<Guard, Error> {
+    let error = |e: cgroups::Error| Error::Jail {
+        what: format!("cannot limit its memory and threads: {e}"),
+    };
     let limits = Limits::new()
         .memory_max(Bytes::new((machine.memory_mib + OVERHEAD_MIB) << 20))
         .pids_max(Max::At(THREADS));
-    let made = Hierarchy::detect().and_then(|h| h.root()).and_then(|root| {
-        root.create_where_permitted(format!("cofferdam-vmm-{}", std::process::id()))
-    });
-    let guard = made.ok()?.guard();
-    // A hierarchy without these controllers holds it all the same, so that it can be found.
-    let _ = guard.apply(&limits);
-    Some(guard)
+    let name = format!("cofferdam-vmm-{}", std::process::id());
+    let root = Hierarchy::detect().and_then(|h| h.root()).map_err(error)?;
+    let guard = root.create_where_permitted(name).map_err(error)?.guard();
+    guard.apply(&limits).map_err(error)?;
+    Ok(guard)
 }
 
 /// The network interfaces that came along into the jail.
@@ -146,10 +169,23 @@ pub(crate) fn taps() -> Result<Vec<OwnedFd>, Error> {
         .collect()
 }
 
-/// Gives up what is left, once everything is open: from here on there is no file to be opened and
-/// nothing that this process may do to others.
-pub(crate) fn confine() -> Result<(), Error> {
+/// Gives up what is left, once everything is open: from here on there is no file to be opened outside
+/// of the snapshots' directory, and nothing that this process may do to others. Programs of the host
+/// whose sockets are in `sockets` can be connected to.
+pub(crate) fn confine(snapshots: Option<&mut Store>, sockets: Option<&Path>) -> Result<(), Error> {
     let step = |what, result: rustix::io::Result<()>| result.map_err(|e| failed(what)(e.into()));
+    if let Some(store) = snapshots {
+        store
+            .seal()
+            .map_err(failed("take the snapshots' directory along"))?;
+    }
+    let sockets = sockets
+        .map(|path| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            sealed(&openat(CWD, path, flags, Mode::empty())?)
+        })
+        .transpose()
+        .map_err(failed("take the vsock's directory along"))?;
     // Any directory will do: it is hidden in this mount namespace only.
     let flags = MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::RDONLY;
     step(
@@ -166,6 +202,9 @@ pub(crate) fn confine() -> Result<(), Error> {
     step("change the root", pivot_root(".", "."))?;
     step("leave the old root", unmount(".", UnmountFlags::DETACH))?;
     step("enter the root", chdir("/"))?;
+    if let Some(sockets) = &sockets {
+        step("enter the vsock's directory", fchdir(sockets))?;
+    }
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -174,3 +213,6 @@ pub(crate) fn confine() -> Result<(), Error> {
     step("give up capabilities", set_capabilities(None, none))?;
     step("forbid new privileges", set_no_new_privs(true))
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,8 @@ pub(crate) const COMMAND_LINE: Range<u64> = 0x2_0000..0x3_0000;
 /// The end of conventional memory; a PC's firmware keeps the last KiB below 640.
 pub(crate) const LOW_END: u64 = 0x9_fc00;
 pub(crate) const ACPI: Range<u64> = 0xe_0000..0x10_0000;
+/// Where a PC's firmware is jumped to for a restart (ffff:0000), in the same range.
+pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
 pub(crate) const HIGH_START: u64 = 0x10_0000;
 
 /// Devices are between 3 and 4 GiB on a PC, and so no memory is.

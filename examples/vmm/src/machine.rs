@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::acpi::Tables;
 use crate::board::{Board, End};
 use crate::boot::Entry;
 use crate::cli::{BootArgs, RunArgs};
-use crate::config::{Machine, Mode};
+use crate::config::{self, Machine, Mode};
 use crate::control::{self, Request, Socket};
 use crate::error::Error;
 use crate::event::Event;
@@ -23,6 +23,7 @@ use crate::input;
 use crate::jail;
 use crate::layout::{self, EVENT_LINE, LINES, SERIAL_LINE};
 use crate::processor::{Processors, place};
+use crate::snapshot::{self, Saving};
 use crate::stats::{Clock, Report, Stats};
 use crate::virtio::Device;
 use crate::virtio::balloon::Balloon;
@@ -48,6 +49,7 @@ pub(crate) struct Assembled {
     pub(crate) event_line: Option<Event>,
     /// Someone outside has paused it.
     paused: AtomicBool,
+    pub(crate) saving: Mutex<Saving>,
 }
 
 /// What happens to a running machine.
@@ -59,8 +61,8 @@ pub(crate) enum Happening {
 /// Boots a guest; returns the exit status.
 pub(crate) fn boot(args: &BootArgs, clock: Clock) -> Result<u8, Error> {
     let machine = Machine::from_args(args)?;
-    if args.run.jail && !jail::is_inside() {
-        return jail::enter(&machine);
+    if jail::is_wanted(&args.run) && !jail::is_inside() {
+        return jail::enter(&machine, &args.run);
     }
     let files = Files::for_boot(&machine)?;
     Assembled::boot(machine, files, Stats::new(clock)?)?.run(&args.run)
@@ -75,7 +77,10 @@ impl Assembled {
         let mode = image::mode(machine.mode, &bytes);
         let kvm = Kvm::open()?;
         let whole = image::is_kernel(mode);
-        let vm = kvm.create_vm(&layout::regions(machine.memory_mib << 20, false))?;
+        let vm = kvm.create_vm(&layout::regions(
+            machine.memory_mib << 20,
+            machine.log_changes,
+        ))?;
         let entry = image::load(&machine, &bytes, mode, files.initrd.as_mut(), vm.memory())?;
         drop(bytes);
         if !whole {
@@ -85,6 +90,7 @@ impl Assembled {
                 board: Board::new(None, Vec::new(), stats),
                 event_line: None,
                 paused: AtomicBool::new(false),
+                saving: Mutex::default(),
                 kvm,
                 vm,
                 machine,
@@ -96,6 +102,7 @@ impl Assembled {
         let devices = devices(&machine, files, &vm)?;
         let tables = Tables::new(machine.cpus, u32::try_from(devices.len()).unwrap_or(0));
         tables.write(vm.memory())?;
+        crate::firmware::write(vm.memory())?;
         crate::generation::write(vm.memory())?;
         let mut vcpus = vec![first_cpu(&vm, &entry)?];
         for id in 1..machine.cpus.into() {
@@ -146,6 +153,7 @@ impl Assembled {
             board,
             event_line,
             paused: AtomicBool::new(false),
+            saving: Mutex::default(),
             kvm,
             vm,
             machine,
@@ -154,16 +162,22 @@ impl Assembled {
     }
 
     /// Runs the machine until it ends; returns the exit status.
-    pub(crate) fn run(self, args: &RunArgs) -> Result<u8, Error> {
-        let this = Arc::new(self);
+    pub(crate) fn run(mut self, args: &RunArgs) -> Result<u8, Error> {
         let (happens, happenings) = mpsc::channel();
         // What is still to be opened, while there are files.
         let report = args.stats.as_deref().map(Report::open).transpose()?;
         let control = args.control.as_deref().map(Socket::bind).transpose()?;
         let jailed = jail::is_inside();
+        let mut store = args.snapshots.as_deref().map(snapshot::store).transpose()?;
         if jailed {
-            jail::confine()?;
+            let vsock = self.machine.vsock.as_ref();
+            jail::confine(store.as_mut(), vsock.map(config::Vsock::directory))?;
         }
+        self.saving
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .store = store;
+        let this = Arc::new(self);
         let raw = if this.board.serial_line.is_some() {
             crate::terminal::Raw::set().map_err(|source| Error::Host {
                 what: "set the terminal",
@@ -172,11 +186,11 @@ impl Assembled {
         } else {
             None
         };
-        input::catch_signals(happens.clone())?;
+        input::catch_signals(happens.clone(), jailed)?;
         if this.board.serial_line.is_some() {
-            input::pass_to_serial(&this, happens.clone());
+            input::pass_to_serial(&this, happens.clone(), jailed);
         }
-        let control = control.map(|socket| socket.serve(happens.clone()));
+        let control = control.map(|socket| socket.serve(happens.clone(), jailed));
         let mut threads = this.start_devices(jailed)?;
         this.board.stats.first_run();
         for index in 0..this.processors.vcpus.len() {
@@ -237,9 +251,10 @@ impl Assembled {
     fn start_devices(&self, jailed: bool) -> Result<Vec<JoinHandle<()>>, Error> {
         let start = |(index, device): (usize, &Arc<Mutex<Transport>>)| {
             let device = device.clone();
+            let work = Work::Device(lock(&device).device.calls());
             spawn(format!("virtio{index}"), move || {
                 // A device that cannot be held to its work does not do it.
-                if !jailed || Work::Device.hold().is_ok() {
+                if !jailed || work.hold().is_ok() {
                     worker::run(&device);
                 }
             })
@@ -342,7 +357,12 @@ pub(crate) fn devices(
         devices.push(Box::new(Net::new(tap, net.address(), net.mtu, limits)));
     }
     if let Some((vsock, listener)) = machine.vsock.as_ref().zip(files.vsock) {
-        let socket = vsock.socket.clone();
+        let socket = if jail::is_inside() {
+            // Its directory will be the current one.
+            vsock.socket.file_name().unwrap_or_default().into()
+        } else {
+            vsock.socket.clone()
+        };
         devices.push(Box::new(Vsock::new(vsock.cid, socket, listener)));
     }
     if let Some(output) = files.console {

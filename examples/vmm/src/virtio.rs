@@ -16,8 +16,10 @@ pub(crate) mod transport;
 pub(crate) mod vsock;
 pub(crate) mod worker;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod mock;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -110,6 +112,11 @@ pub(crate) trait Device: Send {
     fn restore(&mut self, state: &serde_json::Value, features: u64) {
         let _ = state;
         self.activate(features);
+    }
+
+    /// The system calls that it makes beside those of every thread: in the jail it can make no others.
+    fn calls(&self) -> &'static [i64] {
+        &[]
     }
 
     /// Counters for the metrics.

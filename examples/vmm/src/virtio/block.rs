@@ -8,6 +8,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::rate::Limiter;
 use super::{Chain, Device, Next, Ring};
+use crate::filter::call;
 
 const SECTOR: u64 = 512;
 
@@ -283,6 +284,10 @@ impl Device for Block {
             None if more => Next::More,
             None => Next::Wait,
         }
+    }
+
+    fn calls(&self) -> &'static [i64] {
+        &[call::LSEEK, call::FDATASYNC, call::FALLOCATE]
     }
 
     fn metrics(&self) -> serde_json::Value {

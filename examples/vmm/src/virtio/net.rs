@@ -12,6 +12,7 @@ use rustix::io::{Errno, readv, writev};
 
 use super::rate::Limiter;
 use super::{Device, Next, Ring, Source};
+use crate::filter::call;
 
 const F_CSUM: u64 = 1 << 0;
 const F_GUEST_CSUM: u64 = 1 << 1;
@@ -270,6 +271,10 @@ impl Device for Net {
     fn reset(&mut self) {
         self.features = 0;
         self.held = None;
+    }
+
+    fn calls(&self) -> &'static [i64] {
+        &[call::READV, call::WRITEV]
     }
 
     fn metrics(&self) -> serde_json::Value {

@@ -17,6 +17,7 @@ use rustix::event::PollFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::{Chain, Device, Next, Ring, Source};
+use crate::filter::call;
 
 const HOST: u64 = 2;
 const STREAM: u16 = 1;
@@ -509,6 +510,17 @@ impl Device for Vsock {
 
     fn restore(&mut self, _state: &serde_json::Value, _features: u64) {
         self.was_restored = true;
+    }
+
+    fn calls(&self) -> &'static [i64] {
+        &[
+            call::SOCKET,
+            call::CONNECT,
+            call::ACCEPT4,
+            call::RECVFROM,
+            call::SHUTDOWN,
+            call::IOCTL,
+        ]
     }
 
     fn metrics(&self) -> serde_json::Value {

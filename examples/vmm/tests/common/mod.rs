@@ -1,6 +1,15 @@
 //! Running the program as a user does.
+#![allow(dead_code, reason = "each test uses a part")]
 
-use std::process::Command;
+pub(crate) mod linux;
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kvm_vcpu::{Asm, Bits, Cond, Reg};
 
 /// What a run left behind.
 #[derive(Debug)]
@@ -37,7 +46,181 @@ impl Scratch {
 
     pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.path(name);
-        std::fs::write(&path, bytes).unwrap();
+        fs::write(&path, bytes).unwrap();
         path
     }
+}
+
+/// A machine that runs beside the test, and is ended with it.
+pub(crate) struct Running {
+    child: Child,
+    out: String,
+    control: String,
+}
+
+impl Running {
+    /// Starts the program with these arguments, its output in a file of the directory, with a control
+    /// socket.
+    pub(crate) fn start(dir: &Scratch, name: &str, args: &[&str]) -> Self {
+        let (out, control) = (
+            dir.path(&format!("{name}.out")),
+            dir.path(&format!("{name}.control")),
+        );
+        let child = Command::new(env!("CARGO_BIN_EXE_cofferdam-vmm"))
+            .args(args)
+            .args(["--control", &control])
+            .stdin(Stdio::null())
+            .stdout(File::create(&out).unwrap())
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            out,
+            control,
+        }
+    }
+
+    /// What it has put out so far.
+    pub(crate) fn out(&self) -> String {
+        fs::read_to_string(&self.out).unwrap_or_default()
+    }
+
+    /// Waits until something holds of its output.
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, what: impl Fn(&str) -> bool) {
+        self.wait_until(|machine| what(&machine.out()));
+    }
+
+    /// Waits until something holds of it.
+    #[track_caller]
+    pub(crate) fn wait_until(&mut self, what: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + Duration::from_secs(100);
+        while !what(self) {
+            let status = self.child.try_wait().unwrap();
+            assert_eq!(status, None, "it has ended: {}", self.out());
+            assert!(Instant::now() < end, "it does not come: {}", self.out());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Asks the control socket, and does not wait for the answer.
+    #[track_caller]
+    pub(crate) fn begin(&self, request: &str, body: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(&self.control).unwrap();
+        let len = body.len();
+        write!(
+            stream,
+            "{request} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n{body}"
+        )
+        .unwrap();
+        stream
+    }
+
+    /// Asks the control socket; gives the status and the body.
+    #[track_caller]
+    pub(crate) fn ask(&self, request: &str, body: &str) -> (u16, serde_json::Value) {
+        let mut stream = self.begin(request, body);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
+        let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+        (
+            status.unwrap_or_else(|| panic!("no answer: {answer:?}")),
+            serde_json::from_str(body).unwrap(),
+        )
+    }
+
+    /// Saves a snapshot.
+    #[track_caller]
+    pub(crate) fn save(&self, to: &str) -> serde_json::Value {
+        let (status, body) = self.ask("PUT /snapshot", &format!("{{\"to\":\"{to}\"}}"));
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    /// Ends it from outside.
+    #[track_caller]
+    pub(crate) fn shut_down(mut self) {
+        self.ask("PUT /shutdown", "");
+        assert_eq!(self.child.wait().unwrap().code(), Some(16));
+        assert!(!fs::exists(&self.control).unwrap());
+    }
+
+    /// Kills it as it is (kill -9).
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for its end; gives the status.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How many pages [`busy`] keeps.
+const PAGES: u32 = 100;
+
+/// A Multiboot guest that counts for ever: it prints the count in hexadecimal, one a line, and keeps it
+/// in many pages of memory, where it finds it each time; if not, it ends with status 3.
+pub(crate) fn busy() -> Vec<u8> {
+    const LOAD: u32 = 0x10_0000;
+    const FLAGS: u32 = 1 << 16;
+    const MAGIC: u32 = 0x1bad_b002;
+    let entry = LOAD + 32;
+    let sum = 0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS);
+    let mut image: Vec<u8> = [MAGIC, FLAGS, sum, LOAD, LOAD, 0, 0, entry]
+        .map(u32::to_le_bytes)
+        .concat();
+    let mut a = Asm::new(Bits::B32, entry.into());
+    let bad = a.label();
+    a.mov(Reg::Bx, 0);
+    let count = a.here();
+    a.mov(Reg::Cx, PAGES).mov(Reg::Di, 0x20_0000);
+    let page = a.here();
+    // cmp [edi], ebx
+    a.bytes(&[0x39, 0x1f]).jump_if(Cond::NotEqual, bad);
+    // inc dword [edi]
+    a.bytes(&[0xff, 0x07]).add(Reg::Di, 4096);
+    a.sub(Reg::Cx, 1).jump_if(Cond::NotEqual, page);
+    a.add(Reg::Bx, 1);
+    a.mov(Reg::Cx, 8).mov_reg(Reg::Si, Reg::Bx);
+    a.mov(Reg::Dx, 0x3f8);
+    let digit = a.here();
+    let small = a.label();
+    // rol esi, 4
+    a.bytes(&[0xc1, 0xc6, 4]).mov_reg(Reg::Ax, Reg::Si);
+    a.and(Reg::Ax, 15).cmp(Reg::Ax, 10);
+    a.jump_if(Cond::Below, small);
+    a.add(Reg::Ax, u32::from(b'a' - b'0' - 10));
+    a.place(small).add(Reg::Ax, u32::from(b'0')).out_dx();
+    a.sub(Reg::Cx, 1).jump_if(Cond::NotEqual, digit);
+    a.mov(Reg::Ax, u32::from(b'\n')).out_dx();
+    a.jmp(count);
+    a.place(bad).mov(Reg::Ax, 1).out_imm(0xf4).hlt();
+    image.extend(a.finish().unwrap());
+    image
+}
+
+/// The whole lines that [`busy`] printed, which count on without a gap.
+#[track_caller]
+pub(crate) fn counts(out: &str) -> Vec<u32> {
+    // One that was restored may begin in the middle of a line.
+    let lines = out.split_inclusive('\n');
+    let whole = lines.filter(|l| l.len() == 9);
+    let counts: Vec<u32> = whole
+        .map(|l| u32::from_str_radix(l.trim(), 16).unwrap())
+        .collect();
+    for pair in counts.windows(2) {
+        assert_eq!(pair[1], pair[0] + 1, "a gap in {out}");
+    }
+    counts
 }
