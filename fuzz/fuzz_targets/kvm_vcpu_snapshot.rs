@@ -15,7 +15,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 
 fuzz_target!(|data: &[u8]| {
     let _as_it_is = Snapshot::from_bytes(data);
-    let mut file = b"cofferdam-vcpu\n\x01\0\0\0".to_vec();
+    let mut file = b"cofferdam-vcpu\n\x02\0\0\0".to_vec();
     file.extend_from_slice(data);
     file.extend(crc32(&file).to_le_bytes());
     if let Ok(snapshot) = Snapshot::from_bytes(&file) {

@@ -1,7 +1,7 @@
 use kvm_ioctls::IoEventAddress;
 
 use crate::error::ioctl;
-use crate::{Exit, IoAddress, Result, Vcpu, Vm, exit, sys};
+use crate::{Exit, IoAddress, Result, Vcpu, Vm, exit_parse, sys};
 
 impl Vm {
     /// Collects the guest's writes to `len` bytes or ports from `at` on instead of making an exit of
@@ -53,7 +53,11 @@ impl Vcpu {
         {
             let len = write.len.min(8) as usize;
             let is_port = sys::is_port(&write);
-            writes.push(exit::write(is_port, write.phys_addr, &write.data[..len]));
+            writes.push(exit_parse::write(
+                is_port,
+                write.phys_addr,
+                &write.data[..len],
+            ));
         }
         Ok(writes)
     }

@@ -10,7 +10,7 @@ use crate::{Error, GuestMemory, Result, Vcpu};
 
 /// Where and when a guest is to stop with [`Exit::Debug`](crate::Exit::Debug), for
 /// [`Vcpu::set_debugging`]. Single steps work everywhere; a KVM that emulates the guest, or runs on an
-/// emulated CPU, may not honour breakpoints and watchpoints.
+/// emulated CPU, may not honour the others: [`Kvm::effective_debugging`](crate::Kvm::effective_debugging) tells.
 ///
 /// ```
 /// use kvm_vcpu::{Debugging, Watch};
@@ -133,6 +133,7 @@ impl Vcpu {
     #[doc(alias = "KVM_SET_GUEST_DEBUG")]
     pub fn set_debugging(&self, debugging: &Debugging) -> Result<()> {
         let debugreg = debugging.registers()?;
+        self.note_software_breakpoints(debugging.software);
         let mut control = 0;
         for (wanted, flag) in [
             (debugging.single_step, KVM_GUESTDBG_SINGLESTEP),

@@ -25,7 +25,7 @@ impl Vm {
     pub fn take_dirty(&self, start: u64) -> Result<DirtyPages> {
         let (slot, mapping) = self.logged(start)?;
         let mut dirty = self.guest_log(slot, start, mapping.size())?;
-        if self.inner.clears_dirty_itself() {
+        if self.inner.clears_dirty_itself() || self.inner.dirty_rings().is_some() {
             self.clear_guest_log(slot, &dirty)?;
         }
         if let Some(log) = mapping.bitmap() {
@@ -83,6 +83,11 @@ impl Vm {
     /// [`Error::Unsupported`] on older kernels.
     #[doc(alias = "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2")]
     pub fn log_dirty_until_cleared(&self) -> Result<()> {
+        if self.inner.dirty_rings().is_some() {
+            // What is read out of the rings stays until it is cleared as it is.
+            self.inner.note_manual_log();
+            return Ok(());
+        }
         let cap = kvm_bindings::kvm_enable_cap {
             cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
             args: [1, 0, 0, 0],
@@ -160,15 +165,22 @@ impl Vm {
     }
 
     fn guest_log(&self, slot: u32, start: u64, size: usize) -> Result<DirtyPages> {
-        let bits = self
-            .fd()
-            .get_dirty_log(slot, size)
-            .map_err(ioctl("KVM_GET_DIRTY_LOG (asking which pages were written)"))?;
         let pages = size as u64 / PAGE_SIZE;
+        let bits = match self.inner.dirty_rings() {
+            Some(rings) => rings.pages(self, slot, pages.div_ceil(64) as usize)?,
+            None => self
+                .fd()
+                .get_dirty_log(slot, size)
+                .map_err(ioctl("KVM_GET_DIRTY_LOG (asking which pages were written)"))?,
+        };
         Ok(DirtyPages { start, pages, bits })
     }
 
     fn clear_guest_log(&self, slot: u32, dirty: &DirtyPages) -> Result<()> {
+        if let Some(rings) = self.inner.dirty_rings() {
+            rings.clear(slot, &dirty.bits);
+            return Ok(());
+        }
         // Runs of words in which there is anything, so that the rest stays as it is.
         let mut at = 0;
         for run in dirty.bits.chunk_by(|a, b| (*a == 0) == (*b == 0)) {

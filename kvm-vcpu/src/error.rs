@@ -126,6 +126,30 @@ pub enum Error {
         /// The address that was asked for.
         start: u64,
     },
+    /// A ring of dirty pages that the kernel cannot make.
+    #[error(
+        "vCPUs cannot have rings of {entries} dirty pages: call log_dirty_in_rings once, with a power of two from 1024 to {max}"
+    )]
+    DirtyRingSize {
+        /// How many entries were asked for.
+        entries: u32,
+        /// How many there can be.
+        max: u32,
+    },
+    /// The kernel let a ring of dirty pages overflow, as one that emulates the guest may: it looks at
+    /// the ring between batches of instructions only.
+    #[error(
+        "a ring of {entries} dirty pages overflowed, and pages are lost: take all as written, and make rings with more entries or none"
+    )]
+    DirtyRingOverflow {
+        /// How many entries the rings have.
+        entries: u32,
+    },
+    /// Dirty pages are logged in bitmaps.
+    #[error(
+        "this machine logs dirty pages without rings: call Vm::log_dirty_in_rings before the first vCPU"
+    )]
+    NoDirtyRings,
     /// The log of dirty pages forgets pages as soon as they are asked for.
     #[error(
         "this machine's log of dirty pages forgets what it tells: call Vm::log_dirty_until_cleared first, or use Vm::take_dirty"
@@ -327,6 +351,12 @@ pub enum RegionProblem {
         "the file behind it is shorter than offset and length: extend the file or map less of it"
     )]
     FileTooShort,
+    /// Memory that belongs to a machine, without one.
+    #[error("a guest_memfd belongs to one machine: give the region to Kvm::create_vm")]
+    NeedsMachine,
+    /// A `guest_memfd` that is to be read-only or logged.
+    #[error("a guest_memfd can be neither read-only nor logged: use Region::memfd")]
+    GuestMemfdFlags,
     /// The machine has as many regions as the host allows.
     #[error("the machine already has as many regions as this host allows")]
     TooMany,

@@ -374,6 +374,8 @@ impl Vcpu {
     /// [`Error::Ioctl`] when the machine has no local APICs in the kernel, or it refuses the state.
     #[doc(alias = "KVM_SET_LAPIC")]
     pub fn set_local_apic(&self, registers: &[u8; 1024]) -> Result<()> {
+        // The task priority is among the system registers.
+        self.forget_synced();
         let state = kvm_lapic_state {
             regs: registers.map(u8::cast_signed),
         };

@@ -3,13 +3,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::KVM_API_VERSION;
-use kvm_ioctls::Cap;
 
 use crate::{Error, Region, Result, Vm, sys};
 
 /// An open KVM device: where virtual machines come from.
 ///
-/// Minimum kernel: 4.13, which brought `KVM_CAP_IMMEDIATE_EXIT`.
+/// What a machine may or may not be able to do is asked when it is needed, so that making one takes no
+/// more calls than it must.
 #[doc(alias = "/dev/kvm")]
 #[derive(Debug)]
 pub struct Kvm {
@@ -23,8 +23,7 @@ impl Kvm {
     /// # Errors
     ///
     /// [`Error::NoDevice`], [`Error::PermissionDenied`] or [`Error::Open`] when it cannot be opened,
-    /// [`Error::NotKvm`] and [`Error::ApiVersion`] when what answers is not a KVM of version 12, and
-    /// [`Error::Unsupported`] when the kernel lacks what every virtual machine of this crate needs.
+    /// and [`Error::NotKvm`] and [`Error::ApiVersion`] when what answers is not a KVM of version 12.
     pub fn open() -> Result<Self> {
         Self::open_at("/dev/kvm")
     }
@@ -62,14 +61,7 @@ impl Kvm {
                 source: io::Error::last_os_error(),
             }),
             found if found.cast_unsigned() != KVM_API_VERSION => Err(Error::ApiVersion { found }),
-            _ => {
-                for (cap, capability, advice) in REQUIRED {
-                    if !kvm.fd.check_extension(*cap) {
-                        return Err(Error::Unsupported { capability, advice });
-                    }
-                }
-                Ok(kvm)
-            }
+            _ => Ok(kvm),
         }
     }
 
@@ -105,16 +97,3 @@ impl AsFd for Kvm {
         sys::borrow_fd(self, self.fd.as_raw_fd())
     }
 }
-
-const REQUIRED: &[(Cap, &str, &str)] = &[
-    (
-        Cap::UserMemory,
-        "KVM_CAP_USER_MEMORY",
-        "use a kernel of 2.6.25 or newer",
-    ),
-    (
-        Cap::ImmediateExit,
-        "KVM_CAP_IMMEDIATE_EXIT",
-        "use a kernel of 4.13 or newer",
-    ),
-];

@@ -13,6 +13,7 @@ compile_error!(
 #[allow(unsafe_code)]
 mod sys;
 
+mod accesses;
 mod asm;
 mod capabilities;
 mod clock;
@@ -23,8 +24,11 @@ mod crash;
 mod debug;
 mod descriptors;
 mod dirty;
+mod dirty_ring;
+mod effective;
 mod error;
 mod exit;
+mod exit_parse;
 #[cfg(feature = "gdb")]
 mod gdb;
 mod irq;
@@ -38,15 +42,20 @@ mod multiboot;
 mod paging;
 mod region;
 mod regs;
+mod reply;
 mod snapshot;
 mod state;
 mod stats;
+mod synced;
 mod thread;
 mod topology;
 mod vcpu;
 mod vm;
 mod walk;
 
+pub use accesses::{
+    Access, Hypercall, MmioRead, MmioWrite, MsrRead, MsrReason, MsrWrite, PortIn, PortOut,
+};
 pub use asm::{Asm, Bits, Cond, Label, Reg};
 pub use capabilities::Capability;
 pub use clock::Clock;
@@ -56,13 +65,11 @@ pub use crash::CrashReport;
 pub use debug::{Breakpoints, Debugging, Watch};
 pub use descriptors::{DescriptorTables, Descriptors};
 pub use dirty::DirtyPages;
+pub use effective::EffectiveDebugging;
 pub use error::{
     Error, ImageProblem, PageTableProblem, RegionList, RegionProblem, Result, SnapshotProblem,
 };
-pub use exit::{
-    Access, EmulationFailure, Exit, Hypercall, InternalError, MmioRead, MmioWrite, MsrRead,
-    MsrReason, MsrWrite, PortIn, PortOut, Reply, SystemEvent,
-};
+pub use exit::{EmulationFailure, Exit, InternalError, SystemEvent};
 #[cfg(feature = "gdb")]
 pub use gdb::GdbEnd;
 pub use irq::{Gsi, IoAddress, IoEvent, IrqChip, Msi, Route};
@@ -76,9 +83,11 @@ pub use multiboot::load_multiboot;
 pub use paging::{MapFlags, PageSize, PageTables, Translation};
 pub use region::Region;
 pub use regs::{CpuMode, DescriptorTable, Registers, Segment, SystemRegisters};
+pub use reply::Reply;
 pub use snapshot::Snapshot;
 pub use state::{DebugRegisters, FpuRegisters};
 pub use stats::{Statistic, StatisticKind, StatisticUnit, Statistics};
+pub use synced::Synced;
 pub use thread::{VcpuThread, VcpuThreadBuilder};
 pub use topology::Topology;
 pub use vcpu::Vcpu;

@@ -87,6 +87,8 @@ impl Vcpu {
     /// before it are set); [`Error::Ioctl`] when the kernel does not answer.
     #[doc(alias = "KVM_SET_MSRS")]
     pub fn set_msrs(&self, values: &[(u32, u64)]) -> Result<()> {
+        // EFER and the local APIC's base are among the system registers.
+        self.forget_synced();
         for batch in values.chunks(BATCH) {
             let msrs = entries(batch.iter().copied())?;
             let done = self

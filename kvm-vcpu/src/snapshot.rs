@@ -12,7 +12,7 @@ use crate::error::{SnapshotProblem, ioctl};
 use crate::regs::bits;
 use crate::{
     CpuidLeaf, CpuidTable, Error, GuestMemory, IrqChip, Kvm, Mode, PAGE_SIZE, Region, Result, Vcpu,
-    Vm, sys,
+    Vm,
 };
 
 /// The whole state of a stopped machine but its memory, which is saved beside it
@@ -274,6 +274,7 @@ impl Snapshot {
             w.cpuid(&v.cpuid);
             w.value(&v.regs);
             w.value(&v.sregs);
+            w.value(&(v.xsave.len() as u32));
             w.bytes(&v.xsave);
             w.value(&v.xcrs);
             w.value(&v.debug);
@@ -345,7 +346,7 @@ impl Snapshot {
                 cpuid: r.cpuid()?,
                 regs: r.value("registers")?,
                 sregs: r.value("system registers")?,
-                xsave: r.bytes("extended registers", size_of::<kvm_xsave>())?,
+                xsave: r.xsave()?,
                 xcrs: r.value("extended control registers")?,
                 debug: r.value("debug registers")?,
                 msrs: r.list("list of MSRs", |r| Ok((r.value("MSR")?, r.value("MSR")?)))?,
@@ -389,9 +390,6 @@ impl VcpuState {
                 advice: "take the snapshot while it has no virtualization on (VMX or SVM)",
             });
         }
-        let xsave = fd
-            .get_xsave()
-            .map_err(ioctl("KVM_GET_XSAVE (saving the extended registers)"))?;
         Ok(Self {
             id: vcpu.id(),
             cpuid: vcpu.cpuid()?,
@@ -403,7 +401,7 @@ impl VcpuState {
                 .get_regs()
                 .map_err(ioctl("KVM_GET_REGS (saving the registers)"))?,
             sregs,
-            xsave: xsave.as_bytes().to_vec(),
+            xsave: vcpu.xsave()?.into_vec(),
             xcrs: fd.get_xcrs().map_err(ioctl(
                 "KVM_GET_XCRS (saving the extended control registers)",
             ))?,
@@ -443,10 +441,12 @@ impl VcpuState {
             .map_err(ioctl("KVM_SET_REGS (restoring the registers)"))?;
         fd.set_sregs(&self.sregs)
             .map_err(ioctl("KVM_SET_SREGS (restoring the system registers)"))?;
-        let xsave =
-            kvm_xsave::read_from_bytes(&self.xsave).map_err(|_| invalid("extended registers"))?;
-        sys::set_xsave(fd, &xsave, vcpu.xsave_size())
-            .map_err(ioctl("KVM_SET_XSAVE (restoring the extended registers)"))?;
+        vcpu.set_xsave(&self.xsave).map_err(|e| match e {
+            Error::TooMany { given, max, .. } => Error::OtherCpu {
+                features: vec![format!("{given} bytes of extended registers (here {max})")],
+            },
+            e => e,
+        })?;
         fd.set_xcrs(&self.xcrs).map_err(ioctl(
             "KVM_SET_XCRS (restoring the extended control registers)",
         ))?;
@@ -491,7 +491,7 @@ fn readable_msrs(vcpu: &Vcpu, list: &[u32]) -> Result<Vec<(u32, u64)>> {
 }
 
 const MAGIC: &[u8] = b"cofferdam-vcpu\n";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 struct Writer(Vec<u8>);
 
@@ -545,6 +545,14 @@ impl Reader<'_> {
             .ok_or(SnapshotProblem::Invalid(what))?;
         self.0 = rest;
         Ok(bytes.to_vec())
+    }
+
+    fn xsave(&mut self) -> Result<Vec<u8>> {
+        let len = self.value::<u32>("extended registers")? as usize;
+        if len < size_of::<kvm_xsave>() {
+            return Err(SnapshotProblem::Invalid("extended registers").into());
+        }
+        self.bytes("extended registers", len)
     }
 
     fn flag(&mut self, what: &'static str) -> Result<bool> {

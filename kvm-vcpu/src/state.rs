@@ -1,8 +1,7 @@
 use kvm_bindings::{kvm_debugregs, kvm_xcrs};
-use zerocopy::IntoBytes;
 
 use crate::error::ioctl;
-use crate::{Result, Vcpu, sys};
+use crate::{Error, Kvm, Result, Vcpu, sys};
 
 /// The registers of the floating-point unit and of SSE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +92,31 @@ pub struct DebugRegisters {
     pub control: u64,
 }
 
+impl Kvm {
+    /// Lets the guests of this process use the tiles of AMX, whose 8 KiB of registers the kernel keeps
+    /// for those who ask. Before the first vCPU of the process.
+    ///
+    /// Minimum kernel: 5.17.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] when the kernel or the CPU has none; [`Error::Ioctl`] when it comes too
+    /// late.
+    #[doc(alias = "ARCH_REQ_XCOMP_GUEST_PERM")]
+    pub fn permit_amx(&self) -> Result<()> {
+        sys::permit_amx().map_err(|source| match source.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::EINVAL) => Error::Unsupported {
+                capability: "ARCH_REQ_XCOMP_GUEST_PERM of AMX",
+                advice: "use a CPU that has AMX and a kernel of 5.17 or newer",
+            },
+            _ => Error::Ioctl {
+                operation: "arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM) (letting guests use AMX)",
+                source,
+            },
+        })
+    }
+}
+
 impl Vcpu {
     /// The registers of the floating-point unit and of SSE.
     ///
@@ -113,14 +137,9 @@ impl Vcpu {
     /// to be zero.
     #[doc(alias = "KVM_SET_FPU")]
     pub fn set_fpu_registers(&self, registers: &FpuRegisters) -> Result<()> {
-        let mut xsave = self
-            .fd()
-            .get_xsave()
-            .map_err(ioctl("KVM_GET_XSAVE (reading the extended registers)"))?;
-        registers.put(xsave.region.as_mut_bytes());
-        sys::set_xsave(self.fd(), &xsave, self.xsave_size()).map_err(ioctl(
-            "KVM_SET_XSAVE (setting the floating-point registers)",
-        ))
+        let mut xsave = self.xsave()?;
+        registers.put(&mut xsave);
+        self.set_xsave(&xsave)
     }
 
     /// The guest's debug registers.
@@ -158,19 +177,45 @@ impl Vcpu {
             .map_err(ioctl("KVM_SET_DEBUGREGS (setting the debug registers)"))
     }
 
-    /// All registers that `xsave` keeps, in its format: the legacy area, the header, and the rest up to
-    /// 4096 bytes (vector registers up to AVX-512, protection keys).
+    /// All registers that `xsave` keeps, in its standard format: the legacy area, the header, and the
+    /// rest; 4096 bytes (vector registers up to AVX-512, protection keys), or more where the guest
+    /// may use AMX ([`Kvm::permit_amx`](crate::Kvm::permit_amx)).
     ///
     /// # Errors
     ///
     /// [`Error::Ioctl`](crate::Error::Ioctl) when the kernel does not tell.
     #[doc(alias = "KVM_GET_XSAVE")]
+    #[doc(alias = "KVM_GET_XSAVE2")]
     pub fn xsave(&self) -> Result<Box<[u8]>> {
-        let xsave = self
-            .fd()
-            .get_xsave()
-            .map_err(ioctl("KVM_GET_XSAVE (reading the extended registers)"))?;
-        Ok(xsave.as_bytes().into())
+        sys::xsave(self.fd(), self.xsave_size())
+            .map(Vec::into_boxed_slice)
+            .map_err(|source| Error::Ioctl {
+                operation: "KVM_GET_XSAVE2 (reading the extended registers)",
+                source,
+            })
+    }
+
+    /// Sets all registers that `xsave` keeps, in the format of [`Vcpu::xsave`]; what is missing at the
+    /// end is in its first state.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooMany`] for more bytes than this host keeps for a guest;
+    /// [`Error::Ioctl`] when the kernel refuses what the host's CPU does not have.
+    #[doc(alias = "KVM_SET_XSAVE")]
+    pub fn set_xsave(&self, area: &[u8]) -> Result<()> {
+        let max = self.xsave_size();
+        if area.len() > max {
+            return Err(Error::TooMany {
+                what: "bytes of extended registers",
+                given: area.len(),
+                max,
+            });
+        }
+        sys::set_xsave(self.fd(), area, max).map_err(|source| Error::Ioctl {
+            operation: "KVM_SET_XSAVE (setting the extended registers)",
+            source,
+        })
     }
 
     /// Which state `xsave` keeps and which vector registers the guest may use (`XCR0`).

@@ -1,19 +1,22 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use kvm_bindings::KVM_EXIT_MEMORY_FAULT;
+use kvm_bindings::{KVM_CAP_SYNC_REGS, KVM_EXIT_MEMORY_FAULT};
 use kvm_ioctls::VcpuFd;
 
 use crate::error::ioctl;
-use crate::exit::{self, Place, Reply};
+use crate::exit_parse;
 use crate::kick::{self, Shared};
+use crate::reply::{self, Place};
+use crate::synced::SyncState;
 use crate::sys::{self, RunPage, ThreadTimer, VcpuFile};
 use crate::vm::Inner;
 use crate::{
-    CpuMode, Error, Exit, GuestMemory, Mode, Registers, Result, SystemRegisters, VcpuHandle,
+    CpuMode, Error, Exit, GuestMemory, InternalError, Mode, Registers, Reply, Result, Synced,
+    SystemRegisters, VcpuHandle,
 };
 
 /// A virtual CPU.
@@ -33,6 +36,9 @@ pub struct Vcpu {
     /// Whether the kernel has nothing left to complete of the last exit.
     settled: bool,
     timer: Option<Timer>,
+    synced: SyncState,
+    /// Whether each `int3` of the guest is to stop it.
+    software_breakpoints: AtomicBool,
 }
 
 /// The timer behind deadlines, and what it is set to.
@@ -57,6 +63,8 @@ impl Vcpu {
             answered: true,
             settled: true,
             timer: None,
+            synced: SyncState::new(),
+            software_breakpoints: AtomicBool::new(false),
         };
         if *mode != Mode::Reset {
             vcpu.set_mode(mode)?;
@@ -77,7 +85,7 @@ impl Vcpu {
 
     /// How many bytes of extended registers the kernel keeps.
     pub(crate) fn xsave_size(&self) -> usize {
-        self.machine.xsave_size
+        self.machine.xsave_size()
     }
 
     pub(crate) fn run_page(&self) -> &RunPage {
@@ -144,6 +152,7 @@ impl Vcpu {
     ///
     /// Those of [`Vcpu::run`]; [`Error::SignalInUse`] when the signal behind it is in use.
     pub fn run_until(&mut self, deadline: Instant) -> Result<Exit> {
+        self.machine.require_immediate_exit()?;
         let signal = kick::install()?;
         let here = sys::gettid();
         if self.timer.as_ref().is_none_or(|t| t.timer.tid() != here) {
@@ -161,6 +170,7 @@ impl Vcpu {
     ///
     /// [`Error::SignalInUse`] when the signal behind it is in use.
     pub fn handle(&self) -> Result<VcpuHandle> {
+        self.machine.require_immediate_exit()?;
         kick::install()?;
         Ok(VcpuHandle::new(self.shared.clone()))
     }
@@ -179,10 +189,13 @@ impl Vcpu {
         if self.settled {
             return Ok(None);
         }
+        self.machine.require_immediate_exit()?;
         if let Some(timer) = &mut self.timer {
             timer.stop()?;
         }
+        self.synced.enter(&mut self.file.run);
         let result = self.file.run.run(&self.file.fd, || true);
+        self.synced.leave(&mut self.file.run);
         match result {
             Err(e) if e.raw_os_error() == Some(libc::EINTR) => {
                 self.exits += 1;
@@ -219,6 +232,7 @@ impl Vcpu {
 
     fn enter_once(&mut self, deadline: Option<Instant>) -> Result<io::Result<()>> {
         let (shared, timer) = (&self.shared, &mut self.timer);
+        self.synced.enter(&mut self.file.run);
         let mut timer_result = Ok(());
         let result = self.file.run.run(&self.file.fd, || {
             let late = match (deadline, timer) {
@@ -234,6 +248,7 @@ impl Vcpu {
             kicked || late
         });
         self.shared.leave();
+        self.synced.leave(&mut self.file.run);
         timer_result?;
         Ok(result)
     }
@@ -244,17 +259,20 @@ impl Vcpu {
         self.settled = result.is_err();
         match result {
             Ok(()) => {
-                let exit = exit::parse(
+                let exit = exit_parse::parse(
                     self.file.run.exit_reason(),
                     &self.file.run.payload(),
                     self.exits,
                     |offset, out| self.file.run.read(offset, out),
                 );
-                if let Some(reply) = exit::default_reply(&exit) {
+                if let Some(reply) = reply::default_reply(&exit) {
                     self.put(&reply);
                     self.answered = false;
                 } else if matches!(exit, Exit::Hypercall(_)) {
                     self.answered = false;
+                }
+                if self.software_breakpoints.load(Ordering::Relaxed) {
+                    return self.as_breakpoint(exit);
                 }
                 Ok(exit)
             }
@@ -269,7 +287,7 @@ impl Vcpu {
                 Some(libc::EFAULT | libc::EHWPOISON)
                     if self.file.run.exit_reason() == KVM_EXIT_MEMORY_FAULT =>
                 {
-                    Ok(exit::parse(
+                    Ok(exit_parse::parse(
                         KVM_EXIT_MEMORY_FAULT,
                         &self.file.run.payload(),
                         self.exits,
@@ -308,6 +326,74 @@ impl Vcpu {
         Ok(())
     }
 
+    /// The emulator of a KVM that emulates the guest has no `int3` outside real mode. To who debugs the
+    /// guest it is the breakpoint that it is.
+    fn as_breakpoint(&self, exit: Exit) -> Result<Exit> {
+        const INT3: u8 = 0xcc;
+        match &exit {
+            Exit::InternalError(InternalError::Emulation(failure))
+                if failure.instruction().first() == Some(&INT3) =>
+            {
+                let sregs = self.system_registers()?;
+                let base = match CpuMode::of(&sregs, 0) {
+                    CpuMode::Long => 0,
+                    _ => sregs.cs.base,
+                };
+                Ok(Exit::Debug {
+                    exception: 3,
+                    pc: base.wrapping_add(self.registers()?.rip),
+                    dr6: 0,
+                    dr7: 0,
+                })
+            }
+            _ => Ok(exit),
+        }
+    }
+
+    /// Whether `int3` is to stop the guest.
+    pub(crate) fn note_software_breakpoints(&self, on: bool) {
+        self.software_breakpoints.store(on, Ordering::Relaxed);
+    }
+
+    /// System registers have been set in a way that the run pages do not show.
+    pub(crate) fn forget_synced(&self) {
+        self.synced.forget(Synced::SYSTEM);
+    }
+
+    /// Has these registers come with each exit from the next run on: [`Vcpu::registers`] and
+    /// [`Vcpu::system_registers`] then take no call into the kernel until something else sets them.
+    /// It is for guests whose every exit is looked at; others pay for the copies.
+    ///
+    /// What ioctls of your own set is not noticed.
+    ///
+    /// Minimum kernel: 4.17.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] on older kernels and for guests whose state is encrypted.
+    #[doc(alias = "KVM_CAP_SYNC_REGS")]
+    pub fn sync_registers(&mut self, which: Synced) -> Result<()> {
+        let present = u64::from(self.machine.extent_of(KVM_CAP_SYNC_REGS));
+        if present & which.bits() != which.bits() {
+            return Err(Error::Unsupported {
+                capability: "KVM_CAP_SYNC_REGS",
+                advice: "use a kernel of 4.17 or newer, or read the registers when they are needed",
+            });
+        }
+        self.synced.want(which, &mut self.file.run);
+        Ok(())
+    }
+
+    /// Sets the general registers as part of the next run, without a call of its own; until then
+    /// [`Vcpu::registers`] gives these. A later [`Vcpu::set_registers`] or [`Vcpu::set_mode`] takes their
+    /// place.
+    ///
+    /// Minimum kernel: 4.17; on an older one the next run fails.
+    #[doc(alias = "kvm_dirty_regs")]
+    pub fn set_registers_at_next_run(&mut self, registers: &Registers) {
+        self.synced.set_next(*registers);
+    }
+
     fn put(&mut self, reply: &Reply) {
         // Offsets and lengths are the kernel's own; should it ever give one that does not fit,
         // nothing is written.
@@ -324,6 +410,9 @@ impl Vcpu {
     /// [`Error::Ioctl`] when the kernel does not tell.
     #[doc(alias = "KVM_GET_REGS")]
     pub fn registers(&self) -> Result<Registers> {
+        if let Some(synced) = self.synced.general(&self.file.run) {
+            return Ok(synced);
+        }
         let regs = self
             .file
             .fd
@@ -339,6 +428,7 @@ impl Vcpu {
     /// [`Error::Ioctl`] when the kernel refuses them.
     #[doc(alias = "KVM_SET_REGS")]
     pub fn set_registers(&self, registers: &Registers) -> Result<()> {
+        self.synced.forget(Synced::GENERAL);
         self.file
             .fd
             .set_regs(&(*registers).into())
@@ -352,6 +442,9 @@ impl Vcpu {
     /// [`Error::Ioctl`] when the kernel does not tell.
     #[doc(alias = "KVM_GET_SREGS")]
     pub fn system_registers(&self) -> Result<SystemRegisters> {
+        if let Some(synced) = self.synced.system(&self.file.run) {
+            return Ok(synced);
+        }
         let sregs = self
             .file
             .fd
@@ -367,6 +460,7 @@ impl Vcpu {
     /// [`Error::Ioctl`] when the kernel refuses them: they must make a valid mode.
     #[doc(alias = "KVM_SET_SREGS")]
     pub fn set_system_registers(&self, registers: &SystemRegisters) -> Result<()> {
+        self.synced.forget(Synced::SYSTEM);
         self.file
             .fd
             .set_sregs(&(*registers).into())

@@ -1,15 +1,23 @@
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use kvm_bindings::{KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_MAX_VCPU_ID, KVM_CAP_XSAVE2};
 use kvm_ioctls::{Cap, VmFd};
 
+use crate::dirty_ring::DirtyRings;
 use crate::error::{RegionProblem, ioctl};
 use crate::sys::Machine;
 use crate::{
     CpuidTable, Error, Feature, GuestMemory, IrqChip, Kvm, Mode, Pod, Region, Result, Vcpu, sys,
 };
+
+/// Which flags `guest_memfd` takes; newer than `kvm-bindings`.
+const KVM_CAP_GUEST_MEMFD_FLAGS: u64 = 244;
+/// `GUEST_MEMFD_FLAG_MMAP` and `GUEST_MEMFD_FLAG_INIT_SHARED`.
+const MAPPED_AND_SHARED: i32 = 3;
 
 /// A virtual machine: guest memory, and the vCPUs that are made from it.
 ///
@@ -29,9 +37,7 @@ pub(crate) struct Inner {
     irqchip: OnceLock<IrqChip>,
     /// Whether what is in the log of dirty pages stays until it is cleared.
     manual_log: AtomicBool,
-    max_vcpu_id: u32,
-    /// How many bytes of extended registers the kernel keeps for a vCPU.
-    pub(crate) xsave_size: usize,
+    dirty_rings: OnceLock<DirtyRings>,
     vcpus: Mutex<BTreeSet<u32>>,
 }
 
@@ -44,7 +50,24 @@ impl Vm {
     /// [`Error::MapMemory`] when the host has no memory for it; [`Error::Ioctl`] when the kernel
     /// refuses the machine.
     pub fn new(kvm: &Kvm, regions: &[Region]) -> Result<Self> {
-        Self::with_memory(kvm, GuestMemory::new(regions)?)
+        if !regions.iter().any(Region::wants_guest_memfd) {
+            // Before there is a machine, so that bad regions cost nothing.
+            return Self::with_memory(kvm, GuestMemory::new(regions)?);
+        }
+        let machine = Machine::create(kvm)?;
+        let regions = regions
+            .iter()
+            .map(|region| {
+                if region.wants_guest_memfd() {
+                    region.check()?;
+                    let file = machine.create_guest_memfd(region.len())?;
+                    Ok(region.clone().with_guest_memfd(file))
+                } else {
+                    Ok(region.clone())
+                }
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Self::assemble(kvm, machine, GuestMemory::new(&regions)?)
     }
 
     /// Makes a virtual machine with memory that exists already, and may be that of other machines.
@@ -54,34 +77,33 @@ impl Vm {
     /// [`Error::Region`] when the host allows no more regions; [`Error::Ioctl`] when the kernel
     /// refuses the machine.
     pub fn with_memory(kvm: &Kvm, memory: GuestMemory) -> Result<Self> {
-        let fd = kvm
-            .fd
-            .create_vm()
-            .map_err(ioctl("KVM_CREATE_VM (making a virtual machine)"))?;
-        let machine = Arc::new(Machine::new(fd));
-        for (slot, (region, mapping)) in memory.mappings().enumerate() {
-            let too_many = || Error::Region {
-                start: region.start(),
-                len: region.len(),
-                problem: RegionProblem::TooMany,
-            };
+        Self::assemble(kvm, Machine::create(kvm)?, memory)
+    }
+
+    fn assemble(kvm: &Kvm, machine: Arc<Machine>, memory: GuestMemory) -> Result<Self> {
+        for (slot, (region, mapping)) in (0..).zip(memory.mappings()) {
             if region.is_read_only() && !kvm.fd.check_extension(Cap::ReadonlyMem) {
                 return Err(Error::Unsupported {
                     capability: "KVM_CAP_READONLY_MEM",
                     advice: "leave the region writable",
                 });
             }
-            let slot = u32::try_from(slot).map_err(|_| too_many())?;
-            if slot as usize >= kvm.max_regions() {
-                return Err(too_many());
-            }
             machine
-                .map(slot, region.start(), mapping, region.flags())
-                .map_err(ioctl(
-                    "KVM_SET_USER_MEMORY_REGION (giving the machine memory)",
-                ))?;
+                .map(
+                    slot,
+                    region.start(),
+                    mapping,
+                    region.flags(),
+                    region.is_guest_memfd(),
+                )
+                // Asked after the fact: a machine with few regions need not know how many it could have.
+                .map_err(|e| match e.errno() {
+                    libc::EINVAL if slot as usize >= kvm.max_regions() => {
+                        region.refuse(RegionProblem::TooMany)
+                    }
+                    _ => ioctl("KVM_SET_USER_MEMORY_REGION (giving the machine memory)")(e),
+                })?;
         }
-        let max_vcpu_id = u32::try_from(kvm.fd.get_max_vcpu_id()).unwrap_or(u32::MAX);
         Ok(Self {
             inner: Arc::new(Inner {
                 machine,
@@ -89,11 +111,7 @@ impl Vm {
                 supported_cpuid: kvm.supported_cpuid()?,
                 irqchip: OnceLock::new(),
                 manual_log: AtomicBool::new(false),
-                max_vcpu_id,
-                // A kernel without the capability keeps one page.
-                xsave_size: usize::try_from(kvm.fd.check_extension_int(Cap::Xsave2))
-                    .unwrap_or(0)
-                    .max(size_of::<kvm_bindings::kvm_xsave>()),
+                dirty_rings: OnceLock::new(),
                 vcpus: Mutex::new(BTreeSet::new()),
             }),
         })
@@ -133,10 +151,6 @@ impl Vm {
     /// [`Vcpu::set_mode`].
     #[doc(alias = "KVM_CREATE_VCPU")]
     pub fn create_vcpu(&self, id: u32, mode: &Mode) -> Result<Vcpu> {
-        let max = self.inner.max_vcpu_id;
-        if id >= max {
-            return Err(Error::VcpuLimit { id, max });
-        }
         {
             let mut vcpus = self
                 .inner
@@ -153,8 +167,15 @@ impl Vm {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&id);
-            ioctl("KVM_CREATE_VCPU (making a virtual CPU)")(e)
+            // Asked after the fact: what is in range needs no limit.
+            match self.extent_of(KVM_CAP_MAX_VCPU_ID) {
+                max if max > 0 && id >= max => Error::VcpuLimit { id, max },
+                _ => ioctl("KVM_CREATE_VCPU (making a virtual CPU)")(e),
+            }
         })?;
+        if let Some(rings) = self.inner.dirty_rings() {
+            rings.add(&fd.fd)?;
+        }
         Vcpu::new(self.inner.clone(), fd, id, mode)
     }
 
@@ -167,6 +188,11 @@ impl Vm {
 
     pub(crate) fn fd(&self) -> &VmFd {
         self.inner.machine.fd()
+    }
+
+    /// How far this machine's kernel can do something: 0 for not at all.
+    pub(crate) fn extent_of(&self, capability: u32) -> u32 {
+        self.inner.extent_of(capability)
     }
 
     /// Refuses what the kernel allows only while there are no vCPUs.
@@ -189,10 +215,69 @@ impl Vm {
     }
 }
 
+impl Machine {
+    fn create(kvm: &Kvm) -> Result<Arc<Self>> {
+        let fd = kvm
+            .fd
+            .create_vm()
+            .map_err(ioctl("KVM_CREATE_VM (making a virtual machine)"))?;
+        Ok(Arc::new(Self::new(fd)))
+    }
+
+    /// Makes memory that belongs to this machine and can be mapped.
+    fn create_guest_memfd(&self, len: u64) -> Result<File> {
+        let flags = self.fd().check_extension_raw(KVM_CAP_GUEST_MEMFD_FLAGS);
+        if flags & MAPPED_AND_SHARED != MAPPED_AND_SHARED {
+            return Err(Error::Unsupported {
+                capability: "KVM_CAP_GUEST_MEMFD_FLAGS",
+                advice: "use a kernel of 6.18 or newer, or Region::memfd",
+            });
+        }
+        sys::guest_memfd(self.fd(), len, MAPPED_AND_SHARED.unsigned_abs().into())
+            .map_err(|source| Error::MapMemory { len, source })
+    }
+}
+
 impl Inner {
     /// Where its interrupt controllers are, if it has any.
     pub(crate) fn irqchip(&self) -> Option<IrqChip> {
         self.irqchip.get().copied()
+    }
+
+    pub(crate) fn extent_of(&self, capability: u32) -> u32 {
+        let answer = self.machine.fd().check_extension_raw(capability.into());
+        u32::try_from(answer).unwrap_or(0)
+    }
+
+    /// How many bytes of extended registers the kernel keeps for a vCPU.
+    pub(crate) fn xsave_size(&self) -> usize {
+        static SIZE: OnceLock<usize> = OnceLock::new();
+        // A kernel without the capability keeps one page.
+        *SIZE.get_or_init(|| {
+            (self.extent_of(KVM_CAP_XSAVE2) as usize).max(size_of::<kvm_bindings::kvm_xsave>())
+        })
+    }
+
+    /// Refuses a kernel on which a vCPU cannot be stopped without a race; asked once.
+    pub(crate) fn require_immediate_exit(&self) -> Result<()> {
+        static PRESENT: OnceLock<bool> = OnceLock::new();
+        if *PRESENT.get_or_init(|| self.extent_of(KVM_CAP_IMMEDIATE_EXIT) > 0) {
+            Ok(())
+        } else {
+            Err(Error::Unsupported {
+                capability: "KVM_CAP_IMMEDIATE_EXIT",
+                advice: "use a kernel of 4.13 or newer",
+            })
+        }
+    }
+
+    pub(crate) fn dirty_rings(&self) -> Option<&DirtyRings> {
+        self.dirty_rings.get()
+    }
+
+    pub(crate) fn note_dirty_rings(&self, rings: DirtyRings) {
+        // A second time is refused by the kernel before it comes here.
+        let _first = self.dirty_rings.set(rings);
     }
 
     pub(crate) fn note_manual_log(&self) {

@@ -40,6 +40,8 @@ fn next_vector(vcpu: &mut Vcpu) -> u32 {
     loop {
         match vcpu.run_until(deadline).unwrap() {
             Exit::PortOut(out) if out.port == 0x80 => return out.value(),
+            // Where the controllers are not in the kernel, the end of an interrupt comes here.
+            Exit::PortOut(out) if out.port == 0x20 => {}
             Exit::Interrupted => {}
             other => panic!("{other:?}"),
         }
@@ -221,4 +223,99 @@ fn enable_local_apic(vcpu: &Vcpu) {
     let mut apic = vcpu.local_apic().unwrap();
     apic[0xf0..0xf4].copy_from_slice(&0x1ffu32.to_le_bytes());
     vcpu.set_local_apic(&apic).unwrap();
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn messages_come_through_eventfds() {
+    let vm = machine();
+    vm.create_irqchip(IrqChip::Split { pins: 24 }).unwrap();
+    // sti; hlt; jmp back
+    load(&vm, &[0xfb, 0xf4, 0xeb, 0xfd], &[0x42, 0x43]);
+    let message = |vector| {
+        Route::Msi(Msi {
+            address: 0xfee0_0000,
+            data: vector,
+        })
+    };
+    vm.set_routes(&[(Gsi(30), message(0x42)), (Gsi(31), message(0x43))])
+        .unwrap();
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    enable_local_apic(&vcpu);
+    let (first, second) = (event(), event());
+    vm.connect_irqfd(&first, Gsi(30)).unwrap();
+    vm.connect_irqfd(&second, Gsi(31)).unwrap();
+    (&second).write_all(&1u64.to_ne_bytes()).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0x43);
+    acknowledge(&vcpu);
+    (&first).write_all(&1u64.to_ne_bytes()).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0x42);
+    assert_eq!((signalled(&first), signalled(&second)), (0, 0));
+}
+
+/// Ends the interrupts that are in service, as a guest that wrote to the local APIC would.
+fn acknowledge(vcpu: &Vcpu) {
+    let mut apic = vcpu.local_apic().unwrap();
+    for word in 0..8 {
+        apic[0x100 + 16 * word..][..4].fill(0);
+    }
+    vcpu.set_local_apic(&apic).unwrap();
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn a_level_that_the_guest_acknowledges_is_sampled_anew() {
+    let vm = machine();
+    vm.create_irqchip(IrqChip::InKernel).unwrap();
+    let mut code = WAIT_WITH_PIC.to_vec();
+    // Level-triggered, for line 5: out 0x4d0, 0x20 (the edge/level control register), first.
+    let level = [0xba, 0xd0, 0x04, 0xb0, 0x20, 0xee];
+    code.splice(0..0, level);
+    load(&vm, &code, &[0x25]);
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0xff);
+    let (device, acknowledged) = (event(), event());
+    vm.connect_level_irqfd(&device, &acknowledged, Gsi(5))
+        .unwrap();
+    for _ in 0..3 {
+        (&device).write_all(&1u64.to_ne_bytes()).unwrap();
+        assert_eq!(next_vector(&mut vcpu), 0x25);
+        assert_eq!(signalled(&acknowledged), 0, "not before the guest has");
+        // The guest ends the interrupt, and waits for the next.
+        let deadline = Instant::now() + Duration::from_millis(50);
+        assert_eq!(vcpu.run_until(deadline).unwrap(), Exit::TimedOut);
+        assert_eq!(signalled(&acknowledged), 1);
+    }
+    // A device that still wants attention signals again, and the guest is interrupted again.
+    vm.disconnect_irqfd(&device, Gsi(5)).unwrap();
+    (&device).write_all(&1u64.to_ne_bytes()).unwrap();
+    let deadline = Instant::now() + Duration::from_millis(20);
+    assert_eq!(vcpu.run_until(deadline).unwrap(), Exit::TimedOut);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn a_guest_takes_an_nmi_with_interrupts_off_and_one_at_a_time() {
+    let vm = machine();
+    // cli; again: inc bx; out 0x81, al; jmp again
+    load(&vm, &[0xfa, 0x43, 0xe6, 0x81, 0xeb, 0xfb], &[2]);
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    let port = |vcpu: &mut Vcpu| loop {
+        match vcpu.run().unwrap() {
+            Exit::PortOut(out) => return out.port,
+            Exit::Interrupted => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(port(&mut vcpu), 0x81);
+    assert!(!vcpu.can_take_interrupt());
+    vcpu.nmi().unwrap();
+    assert_eq!(port(&mut vcpu), 0x80);
+    // Another waits until the handler is done, at its `iret`, after which a turn of the loop may pass.
+    vcpu.nmi().unwrap();
+    assert_eq!(port(&mut vcpu), 0x20);
+    let ports: Vec<u16> = (0..4).map(|_| port(&mut vcpu)).collect();
+    let turns = ports.iter().position(|p| *p == 0x80).unwrap();
+    assert!(turns <= 1, "{ports:x?}");
+    assert_eq!(ports[turns + 1..][..2], [0x20, 0x81]);
 }

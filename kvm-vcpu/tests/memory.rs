@@ -212,3 +212,45 @@ fn the_hosts_own_writes_are_logged_and_pages_stay_until_they_are_cleared() {
     assert_eq!(listed(&vm.take_dirty(0x1000).unwrap()), [0x5000]);
     assert_eq!(vm.dirty(0x1000).unwrap().count(), 0);
 }
+
+#[test]
+#[ignore = "needs kvm"]
+fn memory_of_a_machines_own_file_is_used_or_named_as_missing() {
+    match Kvm::open()
+        .unwrap()
+        .create_vm(&[Region::guest_memfd(0x2000, 0x1000)])
+    {
+        Ok(_) => {
+            let (vm, mut vcpu) = start(Region::guest_memfd(0x2000, 0x1000));
+            vm.write(0x2002, &0xbeefu16.to_le_bytes()).unwrap();
+            assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+            assert_eq!(vcpu.registers().unwrap().rax, 0xbeef);
+            assert_eq!(vm.read_value::<u16>(0x2000).unwrap(), 0x1234);
+            assert!(vm.memory().file_at(0x2000).unwrap().is_some());
+            // Not another machine's.
+            let e = Vm::with_memory(&Kvm::open().unwrap(), vm.memory().clone()).unwrap_err();
+            assert!(matches!(e, Error::Ioctl { .. }), "{e}");
+            vm.memory().discard(0x2000, 0x1000).unwrap();
+            assert_eq!(vm.read_value::<u16>(0x2000).unwrap(), 0);
+        }
+        Err(Error::Unsupported { capability, advice }) => {
+            assert_eq!(capability, "KVM_CAP_GUEST_MEMFD_FLAGS");
+            assert!(advice.contains("6.18"));
+        }
+        Err(e) => panic!("{e}"),
+    }
+    let problem = |region| match GuestMemory::new(&[region]) {
+        Err(Error::Region { problem, .. }) => problem,
+        other => panic!("{other:?}"),
+    };
+    let region = || Region::guest_memfd(0, 0x1000);
+    assert_eq!(problem(region()), RegionProblem::NeedsMachine);
+    assert_eq!(
+        problem(region().log_dirty()),
+        RegionProblem::GuestMemfdFlags
+    );
+    assert_eq!(
+        problem(region().read_only()),
+        RegionProblem::GuestMemfdFlags
+    );
+}

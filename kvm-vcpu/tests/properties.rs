@@ -419,8 +419,41 @@ proptest! {
     }
 
     #[test]
+    #[ignore = "needs kvm"]
+    fn the_dirty_rings_are_the_set_of_pages_that_the_guest_wrote(pages in prop::collection::btree_set(0..2048u64, 1..900)) {
+        const LOGGED: u64 = 0x20_0000;
+        let kvm = Kvm::open().unwrap();
+        let vm = kvm.create_vm(&[
+            Region::anonymous(0, MEMORY),
+            Region::anonymous(LOGGED, 0x80_0000).log_dirty(),
+        ]).unwrap();
+        vm.log_dirty_in_rings(2048).unwrap();
+        // The list of addresses at 0x8000; next: lodsq; test rax, rax; jz end; mov [rax], al; jmp next; end: hlt
+        let code = [0x48, 0xad, 0x48, 0x85, 0xc0, 0x74, 0x04, 0x88, 0x00, 0xeb, 0xf5, 0xf4];
+        vm.write(CODE, &code).unwrap();
+        let written: Vec<u64> = pages.iter().map(|p| LOGGED + p * 0x1000).collect();
+        let list: Vec<u8> = written.iter().chain(&[0]).flat_map(|a| a.to_le_bytes()).collect();
+        vm.write(0x8000, &list).unwrap();
+        let mut tables = PageTables::new(common::TABLES, 0x1_0000);
+        tables.identity(0xa0_0000).unwrap();
+        let root = tables.install(vm.memory()).unwrap();
+        let mode = Mode::long(CODE, root);
+        let mut vcpu = vm.create_vcpu(0, &mode).unwrap();
+        // Twice: what was taken is logged anew.
+        for _ in 0..2 {
+            vcpu.set_mode(&mode).unwrap();
+            let mut regs = vcpu.registers().unwrap();
+            regs.rsi = 0x8000;
+            vcpu.set_registers(&regs).unwrap();
+            prop_assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+            prop_assert_eq!(vm.take_dirty(LOGGED).unwrap().iter().collect::<Vec<_>>(), written.clone());
+            prop_assert_eq!(vm.take_dirty(LOGGED).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
     fn snapshot_files_never_panic(noise in prop::collection::vec(any::<u8>(), 0..300)) {
-        let mut bytes = b"cofferdam-vcpu\n\x01\0\0\0".to_vec();
+        let mut bytes = b"cofferdam-vcpu\n\x02\0\0\0".to_vec();
         bytes.extend(noise);
         let _whatever = kvm_vcpu::Snapshot::from_bytes(&bytes);
     }
