@@ -31,7 +31,14 @@ fn cpuid_is_read_back_as_it_was_set() {
         assert_eq!(now.has(feature), seen.has(feature), "{}", feature.name);
     }
     let missing = supported.features_missing_in(&now);
-    assert!(missing.iter().all(|f| ["rdrand", "aes"].contains(&f.name)));
+    let missing: Vec<&str> = missing.iter().map(|f| f.name).collect();
+    assert!(
+        // A host whose own page tables have four levels may announce five, and then not give them.
+        missing
+            .iter()
+            .all(|name| ["rdrand", "aes", "la57"].contains(name)),
+        "{missing:?}"
+    );
 }
 
 #[test]
