@@ -57,18 +57,19 @@ fn bench_floor(group: &mut BenchmarkGroup<'_, WallTime>, floor: &Path, count: us
     });
 }
 
+/// The program in that many namespaces.
+fn run(count: usize, change: impl FnOnce(&mut Command)) {
+    let mut command = Command::new(PROGRAM);
+    command.env_clear().unshare(kinds(count));
+    if count == 8 {
+        command.user_namespace(UserMapping::CallerAsRoot);
+    }
+    change(&mut command);
+    assert!(command.status().expect("spawn").success());
+}
+
 fn bench_ours(group: &mut BenchmarkGroup<'_, WallTime>, count: usize) {
-    group.bench_function("namespaces", |bencher| {
-        bencher.iter(|| {
-            let mut command = Command::new(PROGRAM);
-            command.env_clear().unshare(kinds(count));
-            if count == 8 {
-                command.user_namespace(UserMapping::CallerAsRoot);
-            }
-            let status = command.status().expect("spawn");
-            assert!(status.success());
-        });
-    });
+    group.bench_function("namespaces", |bencher| bencher.iter(|| run(count, |_| ())));
 }
 
 fn bench_std(group: &mut BenchmarkGroup<'_, WallTime>) {
@@ -161,15 +162,19 @@ fn large_parent(criterion: &mut Criterion) {
     const SIZE: usize = 4 << 30;
     let memory = vec![1_u8; SIZE];
     let mut group = criterion.benchmark_group("spawn-from-4-gib");
-    for count in [0, 5] {
+    for count in [0, 5, 8] {
         group.bench_function(format!("namespaces-{count}"), |bencher| {
-            bencher.iter(|| {
-                let mut command = Command::new(PROGRAM);
-                command.env_clear().unshare(kinds(count));
-                assert!(command.status().expect("spawn").success());
-            });
+            bencher.iter(|| run(count, |_| ()));
         });
     }
+    // What every plan would take if the process were a copy of its parent, as this one is.
+    group.bench_function("copied", |bencher| {
+        bencher.iter(|| {
+            run(1, |command| {
+                command.oom_score_adj(0);
+            });
+        });
+    });
     bench_std(&mut group);
     group.finish();
     std::hint::black_box(&memory);

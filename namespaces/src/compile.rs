@@ -177,31 +177,26 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
 
 /// Whether the process becomes a user or a group that, seen by the caller, is not the caller's own.
 fn changes_users(command: &Command) -> bool {
-    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-    let mut wanted = (command.uid, command.gid);
-    let maps = if command.new.contains(&Namespace::User) {
-        // It becomes root of the user namespace first.
-        wanted = (wanted.0.or(Some(0)), wanted.1.or(Some(0)));
-        match &command.user_mapping {
-            Some(UserMapping::Exact { uids, gids }) => Some((uids.clone(), gids.clone())),
-            _ => Some((
-                IdMap::single(0, uid.as_raw()),
-                IdMap::single(0, gid.as_raw()),
-            )),
-        }
-    } else {
-        None
+    let new = command.new.contains(&Namespace::User);
+    if !new && command.uid.is_none() && command.gid.is_none() {
+        return false;
+    }
+    let (uid, gid) = (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    let (uids, gids) = match &command.user_mapping {
+        _ if !new => (IdMap::identity(), IdMap::identity()),
+        Some(UserMapping::Exact { uids, gids }) => (uids.clone(), gids.clone()),
+        _ => (IdMap::single(0, uid), IdMap::single(0, gid)),
     };
-    let own = |wanted: Option<u32>, map: Option<&IdMap>, own: u32| match (wanted, map) {
-        (None, _) => true,
-        (Some(id), None) => id == own,
-        // Root is tried in any case.
-        (Some(id), Some(map)) => {
-            map.to_outside(id) == Some(own) && map.to_outside(0).is_none_or(|root| root == own)
-        }
+    let stays = |map: &IdMap, wanted: Option<u32>, own: u32| {
+        // Of a new user namespace it becomes root first, if there is one.
+        let root = new.then(|| map.to_outside(0)).flatten();
+        let last = wanted.map(|id| map.to_outside(id).unwrap_or(u32::MAX));
+        root.into_iter().chain(last).all(|id| id == own)
     };
-    let (uids, gids) = maps.as_ref().map(|(uids, gids)| (uids, gids)).unzip();
-    !own(wanted.0, uids, uid.as_raw()) || !own(wanted.1, gids, gid.as_raw())
+    !stays(&uids, command.uid, uid) || !stays(&gids, command.gid, gid)
 }
 
 /// Refuses settings that contradict each other.

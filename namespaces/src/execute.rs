@@ -14,6 +14,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{Gid, Uid};
 
+use crate::devices;
 use crate::fallback::{Fallbacks, Taken};
 use crate::filesystem;
 use crate::init;
@@ -286,7 +287,7 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             &state.taken,
         ),
         Op::FillDev { target, nodes } => {
-            filesystem::fill_dev(root(state)?, target, *nodes, &state.taken)
+            devices::fill_dev(root(state)?, target, *nodes, &state.taken)
         }
         Op::Link { target, to } => filesystem::make_link(root(state)?, target, to),
         Op::ReadOnlyMount(path) => filesystem::read_only_mount(root(state)?, path, &state.taken),
@@ -356,7 +357,7 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
         Op::Terminal { size, console, uid } => {
             let size = (size.rows, size.columns);
             let (master, slave) =
-                filesystem::make_terminal(root(state)?, console, size, *uid, &state.taken)?;
+                devices::make_terminal(root(state)?, console, size, *uid, &state.taken)?;
             state.terminal = Some(slave);
             pass(plan, passed::TERMINAL, master.as_fd())
         }
@@ -378,10 +379,10 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             mode,
             owner,
             nodes,
-        } => filesystem::make_node(
+        } => devices::make_node(
             root(state)?,
             target,
-            &filesystem::Node {
+            &devices::Node {
                 outside,
                 kind: match kind {
                     DeviceKind::Character => rustix::fs::FileType::CharacterDevice,

@@ -418,4 +418,8 @@ fn inheritable_capabilities_are_not_handed_on() {
     assert_eq!(inheritable(&mut command), "0000000000000000");
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
-use common::{Rootfs, container, stdout};
+use common::{Mounted, Rootfs, container, stdout};
 use namespaces::{
     Barrier, Command, Device, DeviceKind, Error, IoPriority, Mount, MountAttributes, Namespace,
     Scheduler, SecurityLabel, Stdio, Step, TerminalSize, TimeOffset, UserMapping,
@@ -82,11 +82,13 @@ fn the_execution_domain_and_oom_score_are_as_given() {
 
 #[test]
 fn a_session_keyring_is_joined() {
+    // The keyrings of others of this user are seen, too.
+    let name = format!("cofferdam-test-{}", std::process::id());
     let mut command = Command::new("cat");
     let keys = |command: &mut Command| stdout(command.arg("/proc/keys"));
-    assert!(!keys(&mut command).contains("cofferdam-test"));
-    command.session_keyring("cofferdam-test");
-    assert!(keys(&mut command).contains("cofferdam-test"));
+    assert!(!keys(&mut command).contains(&name));
+    command.session_keyring(&name);
+    assert!(keys(&mut command).contains(&name));
 }
 
 #[test]
@@ -401,12 +403,14 @@ fn a_label_without_its_module_is_told() {
 #[ignore = "needs lab"]
 fn a_program_is_confined_by_its_profile() {
     let security = std::path::Path::new("/sys/kernel/security");
-    if !security.join("apparmor").exists() {
+    let mounted = (!security.join("apparmor").exists()).then(|| {
         common::run(
             "mount",
             &["-t", "securityfs", "none", "/sys/kernel/security"],
         );
-    }
+        Mounted(security)
+    });
+    assert!(security.join("apparmor").exists(), "no AppArmor here");
     let directory = tempfile::tempdir().expect("a directory");
     let secret = directory.path().join("secret");
     fs::write(&secret, "secret\n").expect("write");
@@ -442,6 +446,7 @@ fn a_program_is_confined_by_its_profile() {
         "{error}"
     );
     common::run("apparmor_parser", &["--remove", profile]);
+    drop(mounted);
 }
 
 #[test]
@@ -503,4 +508,8 @@ fn notifications_reach_a_parent_who_leaves_at_the_gate() {
     assert!(child.wait().expect("wait").success());
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

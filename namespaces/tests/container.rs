@@ -272,4 +272,8 @@ fn loopback_is_up_when_asked_for() {
     assert!(!up(false));
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

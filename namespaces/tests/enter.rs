@@ -169,4 +169,8 @@ fn what_is_no_process_is_refused() {
     assert!(error.to_string().ends_with("steps before are undone"));
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -302,4 +302,8 @@ fn giving_up_leaves_nothing() {
     }
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -252,4 +252,8 @@ fn stops_are_told() {
     assert!(child.usage().is_some());
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -312,4 +312,8 @@ fn what_cannot_be_idmapped_is_told() {
     assert!(error.to_string().contains("cannot be idmapped"), "{error}");
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

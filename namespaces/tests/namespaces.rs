@@ -294,4 +294,8 @@ fn a_network_device_is_moved_to_the_waiting_process() {
     assert!(!fs::exists(format!("/sys/class/net/{ours}")).expect("look"));
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

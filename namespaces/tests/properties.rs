@@ -584,4 +584,8 @@ proptest! {
     }
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

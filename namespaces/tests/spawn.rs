@@ -505,4 +505,8 @@ fn what_was_used_is_told() {
     assert!(usage.minor_faults > 0);
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -98,4 +98,8 @@ fn many_processes_from_many_threads() {
     assert_eq!(fds(), before, "a file descriptor is left");
 }
 
-common::elsewhere!();
+#[test]
+#[ignore = "needs root"]
+fn an_ordinary_user_can_do_all_this() {
+    common::again_as_a_user();
+}

@@ -1,5 +1,5 @@
 //! What several tests need.
-#![allow(dead_code, unused_macros, reason = "each test file uses its part")]
+#![allow(dead_code, reason = "each test file uses its part")]
 
 #[allow(unsafe_code)]
 pub(crate) mod sys;
@@ -188,26 +188,6 @@ pub(crate) fn traces() -> (usize, String, String) {
     )
 }
 
-/// Runs the other tests of a file again where they must hold, too: as an ordinary user, who needs
-/// nothing prepared, and as root on the lab's kernel.
-macro_rules! elsewhere {
-    () => {
-        #[test]
-        #[ignore = "needs root"]
-        fn an_ordinary_user_can_do_all_this() {
-            common::again(Some(4242));
-        }
-
-        #[test]
-        #[ignore = "needs lab"]
-        fn another_kernel_can_do_all_this() {
-            common::again(None);
-        }
-    };
-}
-#[allow(unused_imports, reason = "each test file uses its part")]
-pub(crate) use elsewhere;
-
 /// A program among mounts of its own, so that what others mount is not taken for what it left.
 pub(crate) fn among_own_mounts(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -224,24 +204,26 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs the tests of the file that need nothing again, as that user.
-pub(crate) fn again(user: Option<u32>) {
+/// Runs the other tests of the file again as an ordinary user, who needs nothing prepared.
+pub(crate) fn again_as_a_user() {
+    const UID: u32 = 4242;
     let _alone = alone();
     let home = tempfile::tempdir().expect("a directory");
     let program = home.path().join("test");
     // The user need not have access to where it was built.
     fs::copy("/proc/self/exe", &program).expect("copy this program");
+    std::os::unix::fs::chown(home.path(), Some(UID), Some(UID)).expect("chown");
     let mut command = Command::new(&program);
-    command.env("TMPDIR", home.path()).current_dir(home.path());
+    command
+        .env("TMPDIR", home.path())
+        .current_dir(home.path())
+        .uid(UID)
+        .gid(UID);
     if std::env::var_os("PROPTEST_CASES").is_none() {
-        // They have run in full where they stand.
-        command.env("PROPTEST_CASES", "20");
+        // They run in full as root.
+        command.env("PROPTEST_CASES", "10");
     }
-    if let Some(id) = user {
-        std::os::unix::fs::chown(home.path(), Some(id), Some(id)).expect("chown");
-        command.uid(id).gid(id);
-    }
-    let output = command.output().expect("run this program");
+    let output = command.output().expect("run this program as a user");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success() && !text.contains(" 0 passed"),
