@@ -217,18 +217,13 @@ fn inflate(section: Section, limits: &Limits) -> Result<(Arc<File>, u64)> {
         )
         .map_err(|errno| failed("make a temporary file in", &directory)(errno.into()))?,
     );
-    let mut decoder = Decoder::new(BufReader::with_capacity(128 << 10, section))?;
-    let name = decoder.compression().name();
+    let mut decoder = Decoder::new(BufReader::with_capacity(128 << 10, section), limits)?;
     let mut buffer = vec![0; 128 << 10];
     let mut length = 0u64;
     loop {
         let n = decoder
             .read(&mut buffer)
-            .map_err(|source| Error::Decompress {
-                compression: name,
-                offset: length,
-                source,
-            })?;
+            .map_err(|error| decoder.failed(error, length, limits))?;
         if n == 0 {
             break;
         }

@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chownat,
@@ -17,28 +17,124 @@ use crate::rootdir::{file_type, is_whiteout, parts, proc_path};
 
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// The directory `path` as the layers below show it: the topmost one counts.
-pub(crate) fn directory(layers: &[Arc<OwnedFd>], path: &[u8]) -> Result<Option<Stat>> {
-    Ok(find(layers, path)?
-        .map(|(_, stat)| stat)
-        .filter(|stat| file_type(stat) == FileType::Directory))
+/// The directory of a layer, which may still be on its way into it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    directory: Arc<OwnedFd>,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
-/// The file `path`, of any kind that may have several names, as the layers below show it.
-pub(crate) fn file(layers: &[Arc<OwnedFd>], path: &[u8]) -> Result<Option<(OwnedFd, Stat)>> {
-    Ok(find(layers, path)?
-        .filter(|(_, stat)| matches!(file_type(stat), FileType::RegularFile | FileType::Symlink)))
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Coming,
+    Done,
+    Failed,
 }
 
-fn find(layers: &[Arc<OwnedFd>], path: &[u8]) -> Result<Option<(OwnedFd, Stat)>> {
-    for layer in layers {
-        match look(layer, path)? {
-            Look::Found(fd, stat) => return Ok(Some((fd, stat))),
-            Look::Hidden => return Ok(None),
-            Look::Absent => {}
+impl Place {
+    /// A directory that holds its layer.
+    pub(crate) fn filled(directory: Arc<OwnedFd>) -> Place {
+        Place {
+            directory,
+            state: Mutex::new(State::Done),
+            changed: Condvar::new(),
         }
     }
-    Ok(None)
+
+    /// A directory into which a layer is to be unpacked.
+    pub(crate) fn empty(directory: Arc<OwnedFd>) -> Place {
+        Place {
+            state: Mutex::new(State::Coming),
+            ..Place::filled(directory)
+        }
+    }
+
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Ends the wait of others when what is returned is dropped, whatever happens until then.
+    pub(crate) fn finish_on_drop(&self) -> Finish<'_> {
+        Finish {
+            place: self,
+            state: State::Failed,
+        }
+    }
+
+    /// The directory, when the layer is in it.
+    fn wait(&self) -> Result<&OwnedFd> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self
+            .changed
+            .wait_while(state, |state| *state == State::Coming)
+            .unwrap_or_else(PoisonError::into_inner);
+        match *state {
+            State::Done => Ok(&self.directory),
+            // The layer that failed tells why.
+            State::Coming | State::Failed => Err(Errno::CANCELED),
+        }
+    }
+}
+
+/// Tells those who wait for a layer how it ended.
+pub(crate) struct Finish<'a> {
+    place: &'a Place,
+    state: State,
+}
+
+impl Finish<'_> {
+    /// It ended well.
+    pub(crate) fn well(mut self) {
+        self.state = State::Done;
+    }
+}
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        *self
+            .place
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = self.state;
+        self.place.changed.notify_all();
+    }
+}
+
+/// The layers below another one, topmost first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Below(Vec<Arc<Place>>);
+
+impl Below {
+    pub(crate) fn new(topmost_first: impl IntoIterator<Item = Arc<Place>>) -> Below {
+        Below(topmost_first.into_iter().collect())
+    }
+
+    /// The directory `path` as these layers show it: the topmost one counts.
+    pub(crate) fn directory(&self, path: &[u8]) -> Result<Option<Stat>> {
+        Ok(self
+            .find(path)?
+            .map(|(_, stat)| stat)
+            .filter(|stat| file_type(stat) == FileType::Directory))
+    }
+
+    /// The file `path`, of any kind that may have several names, as these layers show it.
+    pub(crate) fn file(&self, path: &[u8]) -> Result<Option<(OwnedFd, Stat)>> {
+        Ok(self.find(path)?.filter(|(_, stat)| {
+            matches!(file_type(stat), FileType::RegularFile | FileType::Symlink)
+        }))
+    }
+
+    fn find(&self, path: &[u8]) -> Result<Option<(OwnedFd, Stat)>> {
+        for layer in &self.0 {
+            match look(layer.wait()?, path)? {
+                Look::Found(fd, stat) => return Ok(Some((fd, stat))),
+                Look::Hidden => return Ok(None),
+                Look::Absent => {}
+            }
+        }
+        Ok(None)
+    }
 }
 
 enum Look {
@@ -50,7 +146,8 @@ enum Look {
 
 fn look(layer: &OwnedFd, path: &[u8]) -> Result<Look> {
     let mut here = openat(layer, ".", LOOK | OFlags::DIRECTORY, Mode::empty())?;
-    let mut opaque = false;
+    // A root that is opaque hides all layers below.
+    let mut opaque = is_opaque(layer);
     for part in parts(path) {
         let next = match openat(&here, OsStr::from_bytes(part), LOOK, Mode::empty()) {
             Ok(fd) => fd,
@@ -72,7 +169,7 @@ fn look(layer: &OwnedFd, path: &[u8]) -> Result<Look> {
     Ok(Look::Found(here, stat))
 }
 
-pub(crate) fn is_opaque(dir: &OwnedFd) -> bool {
+pub(crate) fn is_opaque(dir: &impl AsFd) -> bool {
     ["trusted.overlay.opaque", "user.overlay.opaque"].iter().any(|name| {
         let mut value = [0u8; 1];
         matches!(rustix::fs::getxattr(proc_path(dir), *name, &mut value), Ok(1) if value == *b"y")
@@ -132,31 +229,39 @@ pub(crate) fn copy(
     Ok(())
 }
 
-/// The extended attributes of an open file, by name; those that only the kernel may set are left out.
-pub(crate) fn xattrs(file: impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+/// The names of the extended attributes of an open file.
+pub(crate) fn xattr_names(file: impl AsFd) -> Result<Vec<Vec<u8>>> {
     let path = proc_path(&file);
     let mut size = match rustix::fs::listxattr_query(path.as_str()) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Ok(size) => size,
-        Err(errno) => return Err(errno.into()),
+        Err(errno) => return Err(errno),
     };
     // A list that grows meanwhile is asked for again.
-    let names = loop {
+    loop {
         let mut names = vec![0u8; size];
         match rustix::fs::listxattr(path.as_str(), names.as_mut_slice()) {
             Ok(n) => {
-                names.truncate(n);
-                break names;
+                return Ok(names[..n]
+                    .split(|&b| b == 0)
+                    .filter(|name| !name.is_empty())
+                    .map(<[u8]>::to_vec)
+                    .collect());
             }
             Err(Errno::RANGE) => size *= 2,
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno),
         }
-    };
+    }
+}
+
+/// The extended attributes of an open file, by name; those that only the kernel may set are left out.
+pub(crate) fn xattrs(file: impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let path = proc_path(&file);
     let mut found = Vec::new();
-    for name in names.split(|&b| b == 0).filter(|name| !name.is_empty()) {
+    for name in xattr_names(&file)? {
         let mut value = vec![0u8; 256];
         let value = loop {
-            match rustix::fs::getxattr(path.as_str(), name, value.as_mut_slice()) {
+            match rustix::fs::getxattr(path.as_str(), name.as_slice(), value.as_mut_slice()) {
                 Ok(n) => {
                     value.truncate(n);
                     break Some(value);
@@ -170,7 +275,7 @@ pub(crate) fn xattrs(file: impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
             }
         };
         if let Some(value) = value {
-            found.push((name.to_vec(), value));
+            found.push((name, value));
         }
     }
     found.sort();

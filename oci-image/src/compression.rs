@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, Read};
 
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,12 +44,12 @@ pub(crate) enum Decoder<R: BufRead> {
     Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
 }
 
-/// The largest window that a Zstandard frame may ask for: 2^27 bytes, as the `zstd` program's own default.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// What libzstd says when a frame refers further back than it may.
+const WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
 impl<R: BufRead> Decoder<R> {
     /// Looks at the first bytes of `input` and decodes accordingly.
-    pub(crate) fn new(mut input: R) -> Result<Decoder<R>> {
+    pub(crate) fn new(mut input: R, limits: &Limits) -> Result<Decoder<R>> {
         let failed = |source| {
             Error::from_io(source, |source| Error::Stream {
                 operation: "read the start of a blob",
@@ -64,9 +65,9 @@ impl<R: BufRead> Decoder<R> {
             Compression::Zstd => {
                 let mut decoder =
                     zstd::stream::read::Decoder::with_buffer(input).map_err(failed)?;
-                decoder
-                    .window_log_max(ZSTD_WINDOW_LOG_MAX)
-                    .map_err(failed)?;
+                // What libzstd knows of: 2^10 to 2^31 bytes.
+                let log = limits.zstd_window_bytes.max(1).ilog2().clamp(10, 31);
+                decoder.window_log_max(log).map_err(failed)?;
                 Decoder::Zstd(Box::new(decoder))
             }
         })
@@ -78,6 +79,28 @@ impl<R: BufRead> Decoder<R> {
             Decoder::Gzip(_) => Compression::Gzip,
             Decoder::Zstd(_) => Compression::Zstd,
         }
+    }
+
+    /// What a failed [`Read::read`] means after `offset` bytes.
+    pub(crate) fn failed(&self, error: io::Error, offset: u64, limits: &Limits) -> Error {
+        let compression = self.compression().name();
+        Error::from_io(error, |source| {
+            if source.to_string() == WINDOW_TOO_LARGE {
+                let limit = limits.zstd_window_bytes;
+                return Error::Limit {
+                    what: "what a Zstandard frame refers back to",
+                    found: limit + 1,
+                    unit: "bytes or more",
+                    limit,
+                    setting: "zstd_window_bytes",
+                };
+            }
+            Error::Decompress {
+                compression,
+                offset,
+                source,
+            }
+        })
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut R {

@@ -501,8 +501,8 @@ impl Error {
 
     pub(crate) fn in_entry(self, entry: &[u8], offset: u64) -> Error {
         match self {
-            // These already say where.
-            Error::InEntry { .. } | Error::Tar { .. } => self,
+            // This already says where.
+            Error::InEntry { .. } => self,
             cause => Error::InEntry {
                 entry: excerpt(&String::from_utf8_lossy(entry)),
                 offset,

@@ -220,44 +220,35 @@ const OVERLAP_FROM: u64 = 512 << 10;
 /// The inflated bytes of a blob; the blob is verified before the end is reported.
 pub(crate) struct Inflater {
     decoder: Decoder<BufReader<BlobReader>>,
-    limit: u64,
+    limits: Limits,
     read: u64,
 }
 
 impl Inflater {
     fn new(blob: BlobReader, limits: &Limits) -> Result<Inflater> {
         Ok(Inflater {
-            decoder: Decoder::new(BufReader::with_capacity(BUFFER, blob))?,
-            limit: limits.layer_bytes,
+            decoder: Decoder::new(BufReader::with_capacity(BUFFER, blob), limits)?,
+            limits: limits.clone(),
             read: 0,
         })
     }
 
     /// Like [`Read::read`], which cannot carry typed errors.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        let compression = self.decoder.compression().name();
-        let offset = self.read;
         let n = loop {
             match self.decoder.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => {
-                    break result.map_err(|source| {
-                        Error::from_io(source, |source| Error::Decompress {
-                            compression,
-                            offset,
-                            source,
-                        })
-                    })?;
-                }
+                Err(error) => return Err(self.decoder.failed(error, self.read, &self.limits)),
+                Ok(n) => break n,
             }
         };
         self.read += n as u64;
-        if self.read > self.limit {
+        if self.read > self.limits.layer_bytes {
             return Err(Error::Limit {
                 what: "the uncompressed layer",
                 found: self.read,
                 unit: "bytes",
-                limit: self.limit,
+                limit: self.limits.layer_bytes,
                 setting: "layer_bytes",
             });
         }

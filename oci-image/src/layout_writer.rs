@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::artifact::{self, ArtifactBuilder};
 use crate::config::{HistoryEntry, ImageConfig};
 use crate::descriptor::Descriptor;
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest, Hasher};
 use crate::document::Document;
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer};
@@ -221,15 +222,7 @@ impl LayoutWriter {
             layers,
             annotations,
         } = image;
-        for layer in &layers {
-            let place = self.blob_path(&layer.descriptor.digest);
-            if !place.exists() {
-                return Err(Error::MissingBlob {
-                    digest: layer.descriptor.digest.clone(),
-                    place,
-                });
-            }
-        }
+        self.check_blobs(layers.iter().map(|layer| &layer.descriptor))?;
         config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let platform = config.platform();
         let config = Document::new(MediaType::OCI_CONFIG, config)?;
@@ -252,6 +245,80 @@ impl LayoutWriter {
         descriptor.platform = Some(platform);
         self.add_to_index(descriptor, name)?;
         Ok(manifest)
+    }
+
+    /// Writes a blob of any kind, such as one of an artifact.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when writing fails, [`Error::Stream`] when reading does.
+    pub fn blob(
+        &self,
+        media_type: impl Into<MediaType>,
+        mut contents: impl Read,
+    ) -> Result<Descriptor> {
+        let directory = self.path.join("blobs/sha256");
+        let failed = io_error("write a blob in", &directory);
+        let temporary = Temporary::new(&directory);
+        let mut file = File::create_new(&temporary.path).map_err(&failed)?;
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut buffer = vec![0; 128 << 10];
+        let mut size = 0;
+        loop {
+            let n = match contents.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(source) => {
+                    return Err(Error::from_io(source, |source| Error::Stream {
+                        operation: "read the contents of a blob",
+                        source,
+                    }));
+                }
+            };
+            hasher.update(&buffer[..n]);
+            file.write_all(&buffer[..n]).map_err(&failed)?;
+            size += n as u64;
+        }
+        file.sync_all().map_err(&failed)?;
+        let descriptor = Descriptor::new(media_type, hasher.finish(), size);
+        temporary.rename(&self.blob_path(&descriptor.digest))?;
+        Ok(descriptor)
+    }
+
+    /// Writes the manifest of content that is no image and whose blobs are in the layout, under `name` if it is to
+    /// have one. [`Source::referrers`](crate::Source::referrers) finds it by its subject.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingBlob`] for a blob that is not in the layout, [`Error::Io`] when writing fails.
+    pub fn artifact(
+        &mut self,
+        name: Option<&str>,
+        artifact: ArtifactBuilder,
+    ) -> Result<Document<Manifest>> {
+        let manifest = artifact.manifest()?;
+        self.blob(MediaType::OCI_EMPTY, artifact::EMPTY)?;
+        self.check_blobs(manifest.layers.iter())?;
+        self.write_blob(&manifest)?;
+        let mut descriptor = manifest.descriptor().clone();
+        // Whoever looks for an image passes over it.
+        descriptor.artifact_type.clone_from(&manifest.artifact_type);
+        self.add_to_index(descriptor, name)?;
+        Ok(manifest)
+    }
+
+    fn check_blobs<'a>(&self, mut blobs: impl Iterator<Item = &'a Descriptor>) -> Result<()> {
+        blobs.try_for_each(|blob| {
+            let place = self.blob_path(&blob.digest);
+            if place.exists() {
+                return Ok(());
+            }
+            Err(Error::MissingBlob {
+                digest: blob.digest.clone(),
+                place,
+            })
+        })
     }
 
     /// Copies an image into the layout, under `name` if it is to have one. Its documents stay byte for byte what they

@@ -1,14 +1,17 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod acl;
 mod archive;
 mod archive_writer;
+mod artifact;
 mod below;
 mod blob;
 mod compression;
 mod config;
 mod copy;
 mod descriptor;
+mod diff;
 mod digest;
 mod docker_archive;
 pub mod dockerfile;
@@ -35,6 +38,7 @@ mod reference;
 mod registry;
 mod report;
 mod rootdir;
+mod side_by_side;
 mod source;
 mod store;
 mod tar_header;
@@ -44,11 +48,13 @@ mod user;
 mod whiteout;
 
 pub use archive_writer::{DockerArchiveWriter, OciArchiveWriter};
+pub use artifact::{Artifact, ArtifactBuilder};
 pub use blob::BlobReader;
 pub use compression::Compression;
 pub use config::{ContainerConfig, HistoryEntry, ImageConfig, RootFs};
 pub use copy::{Destination, copy};
 pub use descriptor::Descriptor;
+pub use diff::{Change, ChangeKind, Diff, diff};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use document::Document;
 pub use error::{Error, Result, TarProblem};

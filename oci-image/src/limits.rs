@@ -17,6 +17,10 @@ pub struct Limits {
     pub depth: u64,
     /// Bytes of the extended headers (PAX, GNU long names, sparse maps) of one entry. Default 1 MiB.
     pub extension_bytes: u64,
+    /// How many bytes a Zstandard frame may refer back, which the decoder must keep. Default 8 MiB, which is what RFC
+    /// 8878 asks decoders for and what the `zstd` program needs up to level 19. A layer takes that much memory while it
+    /// is read; counted in powers of two, up to 2 GiB.
+    pub zstd_window_bytes: u64,
     /// Bytes of `/etc/passwd` and `/etc/group` each, when a user is looked up. Default 4 MiB.
     pub user_file_bytes: u64,
 }
@@ -29,6 +33,7 @@ impl Default for Limits {
             entries: 4_000_000,
             depth: 256,
             extension_bytes: 1 << 20,
+            zstd_window_bytes: 8 << 20,
             user_file_bytes: 4 << 20,
         }
     }

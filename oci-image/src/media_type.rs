@@ -34,6 +34,8 @@ impl MediaType {
     pub const OCI_LAYER_GZIP: &'static str = "application/vnd.oci.image.layer.v1.tar+gzip";
     /// `application/vnd.oci.image.layer.v1.tar+zstd`
     pub const OCI_LAYER_ZSTD: &'static str = "application/vnd.oci.image.layer.v1.tar+zstd";
+    /// `application/vnd.oci.empty.v1+json`, of the blob `{}` that stands for none
+    pub const OCI_EMPTY: &'static str = "application/vnd.oci.empty.v1+json";
     /// `application/vnd.docker.distribution.manifest.v2+json`
     pub const DOCKER_MANIFEST: &'static str =
         "application/vnd.docker.distribution.manifest.v2+json";

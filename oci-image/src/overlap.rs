@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 use crate::image::Inflater;
 
 /// Bytes that go from thread to thread at a time: few enough to stay in the processor's cache.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 64 << 10;
 /// Chunks that wait for a thread.
-const QUEUE: usize = 6;
+const QUEUE: usize = 8;
 /// Each chunk is filled again when both readers are past it: they hold one each, one is being filled.
 const BUFFERS: usize = QUEUE + 3;
 

@@ -47,6 +47,24 @@ impl Ownership {
             Ownership::Squash { uid, gid } => Ok((*uid, *gid)),
         }
     }
+
+    /// The user on disk that stands for one of the image, if more than one can.
+    pub(crate) fn user(&self, uid: u32) -> Result<Option<u32>> {
+        match self {
+            Ownership::Keep => plain("uid", uid.into()).map(Some),
+            Ownership::Mapped { uids, .. } => mapped("uid", uid.into(), uids).map(Some),
+            Ownership::Squash { .. } => Ok(None),
+        }
+    }
+
+    /// The group on disk that stands for one of the image, if more than one can.
+    pub(crate) fn group(&self, gid: u32) -> Result<Option<u32>> {
+        match self {
+            Ownership::Keep => plain("gid", gid.into()).map(Some),
+            Ownership::Mapped { gids, .. } => mapped("gid", gid.into(), gids).map(Some),
+            Ownership::Squash { .. } => Ok(None),
+        }
+    }
 }
 
 fn plain(kind: &'static str, id: u64) -> Result<u32> {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, major, minor, openat, readlinkat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -164,23 +164,29 @@ impl Entry {
 /// [`Error::Io`] when the directory cannot be opened; the iterator's items fail likewise.
 pub fn walk(directory: impl AsRef<Path>) -> Result<Walk> {
     let directory = directory.as_ref();
-    let failed = |errno: Errno| Error::Io {
-        operation: "open the directory",
+    let frame = Frame::new(open_root(directory)?, Vec::new()).map_err(|errno| Error::Io {
+        operation: "list",
         path: directory.to_owned(),
         source: errno.into(),
-    };
-    let fd = rustix::fs::open(
-        directory,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(failed)?;
-    let frame = Frame::new(fd, Vec::new()).map_err(failed)?;
+    })?;
     Ok(Walk {
         base: directory.to_owned(),
         stack: vec![frame],
         links: HashMap::new(),
         sockets: Vec::new(),
+    })
+}
+
+pub(crate) fn open_root(directory: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(
+        directory,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|errno| Error::Io {
+        operation: "open the directory",
+        path: directory.to_owned(),
+        source: errno.into(),
     })
 }
 
@@ -244,46 +250,19 @@ impl Walk {
                 }
             }
         }
-        let device = (major(stat.st_rdev), minor(stat.st_rdev));
-        let kind = match kind {
-            FileType::Directory => {
-                let list = openat(
-                    &frame.fd,
-                    os_name,
-                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?;
-                self.stack.push(Frame::new(list, path.to_vec())?);
-                EntryKind::Directory
-            }
-            FileType::RegularFile => {
-                let file = rustix::fs::open(
-                    proc_path(&fd),
-                    OFlags::RDONLY | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?;
-                EntryKind::Regular(Contents::File(
-                    File::from(file),
-                    u64::try_from(stat.st_size).unwrap_or(0),
-                ))
-            }
-            FileType::Symlink => EntryKind::Symlink(PathBuf::from(std::ffi::OsString::from_vec(
-                readlinkat(&fd, "", Vec::new())?.into_bytes(),
-            ))),
-            FileType::CharacterDevice => EntryKind::Char {
-                major: device.0,
-                minor: device.1,
-            },
-            FileType::BlockDevice => EntryKind::Block {
-                major: device.0,
-                minor: device.1,
-            },
-            FileType::Fifo => EntryKind::Fifo,
-            FileType::Socket | FileType::Unknown => {
-                self.sockets.push(relative);
-                return Ok(None);
-            }
+        let Some(kind) = kind_of(&fd, &stat)? else {
+            self.sockets.push(relative);
+            return Ok(None);
         };
+        if matches!(kind, EntryKind::Directory) {
+            let list = openat(
+                &frame.fd,
+                os_name,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            self.stack.push(Frame::new(list, path.to_vec())?);
+        }
         Ok(Some(Entry {
             path: relative,
             kind,
@@ -292,7 +271,32 @@ impl Walk {
     }
 }
 
-fn metadata(fd: impl AsFd, stat: &rustix::fs::Stat) -> Result<Metadata, Errno> {
+/// What `fd` is, unless it cannot be in a layer.
+pub(crate) fn kind_of(fd: &OwnedFd, stat: &Stat) -> Result<Option<EntryKind>, Errno> {
+    let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
+    Ok(Some(match file_type(stat) {
+        FileType::Directory => EntryKind::Directory,
+        FileType::RegularFile => {
+            let file = rustix::fs::open(
+                proc_path(fd),
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            EntryKind::Regular(Contents::File(File::from(file), size))
+        }
+        FileType::Symlink => {
+            let target = readlinkat(fd, "", Vec::new())?.into_bytes();
+            EntryKind::Symlink(PathBuf::from(std::ffi::OsString::from_vec(target)))
+        }
+        FileType::CharacterDevice => EntryKind::Char { major, minor },
+        FileType::BlockDevice => EntryKind::Block { major, minor },
+        FileType::Fifo => EntryKind::Fifo,
+        FileType::Socket | FileType::Unknown => return Ok(None),
+    }))
+}
+
+pub(crate) fn metadata(fd: impl AsFd, stat: &Stat) -> Result<Metadata, Errno> {
     let mut xattrs = crate::below::xattrs(&fd)
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     // The one belongs to the machine, the others to a mount of overlayfs; none to the image.

@@ -4,15 +4,13 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread;
 
-use crate::error::Result;
-
 /// Does `work` on every one of `items`, on up to `threads` threads. After the first error nothing new is begun, and
 /// that error is returned.
-pub(crate) fn side_by_side<T: Sync>(
+pub(crate) fn side_by_side<T: Sync, E: Send>(
     threads: usize,
     items: &[T],
-    work: impl Fn(&T) -> Result<()> + Sync,
-) -> Result<()> {
+    work: impl Fn(&T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
     if threads <= 1 || items.len() <= 1 {
         return items.iter().try_for_each(work);
     }
@@ -57,7 +55,7 @@ mod tests {
         let sum = AtomicUsize::new(0);
         side_by_side(4, &items, |item| {
             sum.fetch_add(*item, Ordering::Relaxed);
-            Ok(())
+            Ok::<(), Error>(())
         })
         .unwrap();
         assert_eq!(sum.into_inner(), 4950);

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::archive::Archive;
+use crate::artifact::{self, Artifact};
 use crate::blob::Blobs;
 use crate::descriptor::Descriptor;
+use crate::digest::Digest;
 use crate::docker_archive::{self, Item};
 use crate::document::{Document, ManifestOrIndex};
 use crate::error::{Error, Result, TarProblem};
@@ -215,9 +217,105 @@ impl Source {
     }
 }
 
+impl Source {
+    /// What refers to the manifest `subject`, of all types or of one: manifests that the layout's index leads to, and
+    /// those that stand in the index that is kept under the subject's digest as a tag.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with a document; [`Error::IndexDepth`].
+    pub fn referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>> {
+        let Contents::Layout { blobs, index, .. } = &self.contents else {
+            return Ok(Vec::new());
+        };
+        let list = || {
+            let mut found: Vec<Descriptor> = Vec::new();
+            let mut seen = HashSet::new();
+            let mut todo: Vec<(Descriptor, usize)> = index
+                .manifests
+                .iter()
+                .rev()
+                .map(|one| (one.clone(), 0))
+                .collect();
+            while let Some((descriptor, depth)) = todo.pop() {
+                let is_index = match descriptor.media_type.role() {
+                    Role::Manifest => false,
+                    Role::Index => true,
+                    _ => continue,
+                };
+                if !seen.insert(descriptor.digest.clone()) {
+                    continue;
+                }
+                let bytes = blobs.read_document(&descriptor, self.limits.document_bytes)?;
+                if let Some((of, entry)) = artifact::referrer(&descriptor, bytes.clone())?
+                    && of.digest == *subject
+                {
+                    found.push(entry);
+                }
+                if is_index {
+                    if depth == MAX_INDEX_DEPTH {
+                        return Err(Error::IndexDepth {
+                            limit: MAX_INDEX_DEPTH,
+                        });
+                    }
+                    let inner = Document::<Index>::parse(descriptor, bytes)?;
+                    let inner = inner.manifests.iter().rev();
+                    todo.extend(inner.map(|one| (one.clone(), depth + 1)));
+                }
+                if todo.len() as u64 > self.limits.entries {
+                    return Err(Error::Limit {
+                        what: "a list",
+                        found: todo.len() as u64,
+                        unit: "entries",
+                        limit: self.limits.entries,
+                        setting: "entries",
+                    });
+                }
+            }
+            found.retain(|one| {
+                artifact_type.is_none() || one.artifact_type.as_deref() == artifact_type
+            });
+            Ok(found)
+        };
+        list().map_err(|error: Error| error.in_image(&self.path.display().to_string()))
+    }
+
+    /// The content that is no image and that `descriptor` leads to; see [`Source::referrers`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnsupportedMediaType`] when it is no manifest, or is in a `docker save` archive, which has none; what is
+    /// wrong with the manifest.
+    pub fn artifact(&self, descriptor: &Descriptor) -> Result<Artifact> {
+        let name = format!("{}:{}", self.path.display(), descriptor.digest);
+        let open = || {
+            let unsupported = || Error::UnsupportedMediaType {
+                digest: descriptor.digest.clone(),
+                found: descriptor.media_type.clone(),
+                expected: "a manifest in an OCI layout",
+            };
+            let Contents::Layout { blobs, .. } = &self.contents else {
+                return Err(unsupported());
+            };
+            let bytes = blobs.read_document(descriptor, self.limits.document_bytes)?;
+            match ManifestOrIndex::parse(descriptor.clone(), bytes)? {
+                ManifestOrIndex::Manifest(manifest) => {
+                    Ok(Artifact::new(name.clone(), *manifest, Arc::clone(blobs)))
+                }
+                ManifestOrIndex::Index(_) => Err(unsupported()),
+            }
+        };
+        open().map_err(|error| error.in_image(&name))
+    }
+}
+
 /// A file whose very start is no tar header is no archive at all; that is better told than a checksum.
 fn open_archive(path: &Path, limits: &Limits) -> Result<Archive> {
-    Archive::open(path, limits).map_err(|error| match error {
+    Archive::open(path, limits).map_err(|error| match error.cause() {
         Error::Tar {
             offset: 0,
             problem: TarProblem::Checksum { .. } | TarProblem::Number { .. },
@@ -225,7 +323,7 @@ fn open_archive(path: &Path, limits: &Limits) -> Result<Archive> {
             path: path.to_owned(),
             reason: "it is neither a directory nor a tar archive",
         },
-        other => other,
+        _ => error,
     })
 }
 
@@ -249,6 +347,21 @@ fn means(known: &str, wanted: &str) -> bool {
     ends(wanted) || (!wanted.contains(':') && ends(&format!("{wanted}:latest")))
 }
 
+/// Whether something in the index of a layout may be an image, and is not merely kept beside images.
+fn is_image(descriptor: &Descriptor) -> bool {
+    let is_list = |name: &String| {
+        name.replacen('-', ":", 1)
+            .parse::<Digest>()
+            .is_ok_and(|digest| artifact::fallback_tag(&digest) == *name)
+    };
+    matches!(descriptor.media_type.role(), Role::Manifest | Role::Index)
+        && descriptor.artifact_type.is_none()
+        && !descriptor
+            .annotations
+            .get(Descriptor::REF_NAME)
+            .is_some_and(is_list)
+}
+
 fn choose(
     index: &Index,
     blobs: &Blobs,
@@ -259,7 +372,7 @@ fn choose(
     let images: Vec<&Descriptor> = index
         .manifests
         .iter()
-        .filter(|descriptor| matches!(descriptor.media_type.role(), Role::Manifest | Role::Index))
+        .filter(|descriptor| is_image(descriptor))
         .collect();
     let available = || -> Vec<String> {
         images

@@ -1,6 +1,6 @@
 //! A store of images and unpacked layers that several processes share and that survives a crash.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::below::Place;
 use crate::blob::Blobs;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
@@ -24,6 +25,7 @@ use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::report::UnpackReport;
 use crate::rootdir;
+use crate::side_by_side::{self, Job};
 use crate::source::Source;
 use crate::unpack::UnpackOptions;
 
@@ -334,39 +336,46 @@ impl Store {
         let kind = Digest::sha256(options.fingerprint().as_bytes());
         let base = self.path.join("layers").join(&kind.hex()[..16]);
         fs::create_dir_all(&base).map_err(failed("make the directory", &base))?;
-        let mut report = UnpackReport::default();
-        let mut below: Vec<Arc<OwnedFd>> = Vec::new();
-        let mut layers = Vec::with_capacity(image.layers().len());
-        for (layer, chain_id) in image.layers().zip(image.config().chain_ids()) {
-            let place = base.join(chain_id.hex());
-            if !place.is_dir() {
+        let mut places = Vec::with_capacity(image.layers().len());
+        let mut jobs = Vec::new();
+        // By number, the directory in which a layer is made, and its name when it is there. They are kept until all
+        // is done, as the layers above may look into them.
+        let mut making = BTreeMap::new();
+        let names: Vec<PathBuf> = image
+            .config()
+            .chain_ids()
+            .iter()
+            .map(|chain_id| base.join(chain_id.hex()))
+            .collect();
+        for (number, (layer, name)) in image.layers().zip(&names).enumerate() {
+            places.push(Arc::new(if name.is_dir() {
+                Place::filled(Arc::new(open_directory(name)?))
+            } else {
                 let temporary = Temporary::new(&self.path.join("tmp"));
                 fs::create_dir(&temporary.path)
                     .map_err(failed("make the directory", &temporary.path))?;
-                let directory = open_directory(&temporary.path)?;
-                let options = options.clone().below(below.iter().rev().cloned());
-                report.add(layer.unpack(&directory, &options)?);
-                // Everything must be on disk before the name says that it is there.
-                rustix::fs::syncfs(&directory)
-                    .map_err(|errno| failed("sync", &temporary.path)(errno.into()))?;
-                drop(directory);
-                match fs::rename(&temporary.path, &place) {
-                    Ok(()) => sync_directory(&base)?,
-                    // Somebody else was faster, with the same result.
-                    Err(_) if place.is_dir() => {}
-                    Err(error) => return Err(failed("rename a layer to", &place)(error)),
-                }
-            }
-            let directory = open_directory(&place)?;
-            if crate::below::is_opaque(&directory) {
-                layers.clear();
-                below.clear();
-            }
-            below.push(Arc::new(directory));
-            layers.push(place);
+                let directory = Arc::new(open_directory(&temporary.path)?);
+                jobs.push(Job { layer, number });
+                making.insert(number, temporary);
+                Place::empty(directory)
+            }));
         }
+        let report = side_by_side::unpack(&jobs, &places, options, |job| {
+            let (from, to) = (&making[&job.number].path, &names[job.number]);
+            // Everything must be on disk before the name says that it is there.
+            rustix::fs::syncfs(places[job.number].directory())
+                .map_err(|errno| failed("sync", from)(errno.into()))?;
+            match fs::rename(from, to) {
+                Ok(()) => sync_directory(&base),
+                // Somebody else was faster, with the same result.
+                Err(_) if to.is_dir() => Ok(()),
+                Err(error) => Err(failed("rename a layer to", to)(error)),
+            }
+        })?;
+        let opaque = |place: &Arc<Place>| crate::below::is_opaque(&place.directory());
+        let first = places.iter().rposition(opaque).unwrap_or(0);
         Ok(Unpacked {
-            layers,
+            layers: names[first..].to_vec(),
             report,
             lease,
         })

@@ -3,11 +3,18 @@
 //! The crate `tar` knows the layout of headers; what follows from them is decided here, so that caps hold while
 //! extended headers are read, and so that an archive that two readers would take apart differently is refused.
 
+mod number;
+mod records;
+mod sparse;
+
 use std::io::{BufRead, Read, Seek};
 
-use crate::error::{Error, Result, TarProblem, excerpt};
+use crate::error::{Error, Result, TarProblem};
 use crate::limits::Limits;
 use crate::pax::{self, Record};
+use number::{number, unsigned};
+use records::apply;
+use sparse::{SparseRecords, check_map};
 
 const BLOCK: u64 = 512;
 
@@ -68,6 +75,10 @@ pub struct TarEntry {
     pub device: (u32, u32),
     /// Extended attributes in the archive's order.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The access control list, as text (acl(5)), where the archive does not have it as an attribute.
+    pub acl_access: Option<Vec<u8>>,
+    /// The access control list for what is made in a directory, as text.
+    pub acl_default: Option<Vec<u8>>,
     /// Offset and length of the parts that the archive holds, for a sparse file.
     pub sparse: Option<Vec<(u64, u64)>>,
     /// Where the entry's first header starts in the archive, in bytes.
@@ -88,6 +99,9 @@ pub struct TarReader<R> {
     /// Zero bytes that follow the contents up to the next block.
     padding: u64,
     entries: u64,
+    /// Name and place of the entry that is being read, as far as they are known.
+    name: Vec<u8>,
+    start: u64,
     globals: Vec<Record>,
     ended: bool,
     extension_bytes: u64,
@@ -112,6 +126,8 @@ impl<R: BufRead> TarReader<R> {
             remaining: 0,
             padding: 0,
             entries: 0,
+            name: Vec::new(),
+            start: 0,
             globals: Vec::new(),
             ended: false,
             extension_bytes: limits.extension_bytes,
@@ -137,7 +153,7 @@ impl<R: BufRead> TarReader<R> {
     /// and whatever the stream reports.
     pub fn next_entry(&mut self) -> Result<Option<TarEntry>> {
         let rest = self.remaining + self.padding;
-        self.skip(rest)?;
+        self.skip(rest).map_err(|error| self.located(error))?;
         self.next_after_skip()
     }
 
@@ -147,7 +163,27 @@ impl<R: BufRead> TarReader<R> {
         if self.ended {
             return Ok(None);
         }
-        let start = self.position;
+        self.start = self.position;
+        self.name.clear();
+        let entry = self.read_entry().map_err(|error| self.located(error))?;
+        if let Some(entry) = &entry {
+            self.name.clone_from(&entry.path);
+        }
+        Ok(entry)
+    }
+
+    /// An error with the entry in which it was met.
+    fn located(&self, error: Error) -> Error {
+        match error {
+            Error::Tar { .. } | Error::Limit { .. } if !self.name.is_empty() => {
+                error.in_entry(&self.name, self.start)
+            }
+            error => error,
+        }
+    }
+
+    fn read_entry(&mut self) -> Result<Option<TarEntry>> {
+        let start = self.start;
         let mut extensions = Extensions::default();
         let mut budget = self.extension_bytes;
         loop {
@@ -178,6 +214,9 @@ impl<R: BufRead> TarReader<R> {
                     let mut data = self.extension(&header, offset, &mut budget)?;
                     let end = data.iter().position(|&b| b == 0).unwrap_or(data.len());
                     data.truncate(end);
+                    if flag == b'L' {
+                        self.name.clone_from(&data);
+                    }
                     let slot = if flag == b'L' {
                         &mut extensions.long_name
                     } else {
@@ -254,6 +293,10 @@ impl<R: BufRead> TarReader<R> {
         let n = self.read_up_to(header.as_mut_bytes())?;
         if n == 0 {
             return Ok(None);
+        }
+        if self.name.is_empty() {
+            // Also of a header that turns out to be damaged: its name mostly is not.
+            self.name = name_of(&header);
         }
         if n < header.as_bytes().len() {
             return Err(tar(offset + n as u64, TarProblem::Truncated));
@@ -361,6 +404,8 @@ impl<R: BufRead> TarReader<R> {
             size: 0,
             device: (0, 0),
             xattrs: Vec::new(),
+            acl_access: None,
+            acl_default: None,
             sparse: None,
             offset: start,
         };
@@ -374,6 +419,7 @@ impl<R: BufRead> TarReader<R> {
         if let Some(link) = extensions.long_link.take() {
             entry.link = link;
         }
+        self.name.clone_from(&entry.path);
         let mut sparse = SparseRecords::default();
         let globals = std::mem::take(&mut self.globals);
         let result = globals
@@ -381,6 +427,7 @@ impl<R: BufRead> TarReader<R> {
             .chain(&extensions.records)
             .try_for_each(|record| apply(record, &mut entry, &mut stored, &mut sparse, has_long));
         self.globals = globals;
+        self.name.clone_from(&entry.path);
         result.map_err(fail)?;
 
         let slash = entry.path.ends_with(b"/");
@@ -452,121 +499,6 @@ impl<R: BufRead> TarReader<R> {
         Ok(entry)
     }
 
-    /// GNU's own sparse format: four parts in the header, more in blocks that follow it.
-    fn gnu_sparse(&mut self, header: &tar::Header, entry: &mut TarEntry) -> Result<()> {
-        let offset = self.position;
-        let Some(gnu) = header.as_gnu() else {
-            return Err(tar(
-                offset,
-                TarProblem::Sparse("the header is not in GNU's format"),
-            ));
-        };
-        let mut map = Vec::new();
-        let mut add = |parts: &[tar::GnuSparseHeader]| -> Result<()> {
-            for part in parts {
-                if part.offset[0] == 0 || part.numbytes[0] == 0 {
-                    break;
-                }
-                map.push((
-                    unsigned("a sparse offset", &part.offset, offset)?,
-                    unsigned("a sparse length", &part.numbytes, offset)?,
-                ));
-            }
-            Ok(())
-        };
-        add(&gnu.sparse)?;
-        let mut more = gnu.isextended[0] == 1;
-        let mut read = 0;
-        while more {
-            let mut block = tar::GnuExtSparseHeader::new();
-            read += BLOCK;
-            if read > self.extension_bytes {
-                return Err(self.extension_limit(read));
-            }
-            // These blocks are not part of the contents that the header counts.
-            let n = self.read_up_to(block.as_mut_bytes())?;
-            if n as u64 != BLOCK {
-                return Err(tar(self.position, TarProblem::Truncated));
-            }
-            add(&block.sparse)?;
-            more = block.isextended[0] == 1;
-        }
-        entry.size = unsigned("the real size", &gnu.realsize, offset)?;
-        entry.sparse = Some(map);
-        Ok(())
-    }
-
-    /// The three sparse formats in PAX records; in the last one the map precedes the contents.
-    fn pax_sparse(
-        &mut self,
-        sparse: SparseRecords,
-        entry: &mut TarEntry,
-        offset: u64,
-    ) -> Result<()> {
-        let fail = |problem| tar(offset, TarProblem::Sparse(problem));
-        if let Some(name) = sparse.name {
-            entry.path = name;
-        }
-        entry.size = sparse
-            .real_size
-            .ok_or_else(|| fail("the real size is missing"))?;
-        if sparse.version != (1, 0) {
-            entry.sparse = Some(sparse.map);
-            return Ok(());
-        }
-        let mut read = 0;
-        let mut block = [0u8; 512];
-        let mut at = block.len();
-        let mut numbers: Vec<u64> = Vec::new();
-        let mut wanted = 1;
-        while numbers.len() < wanted {
-            let mut value: u64 = 0;
-            let mut digits = 0;
-            loop {
-                if at == block.len() {
-                    read += BLOCK;
-                    if read > self.extension_bytes {
-                        return Err(self.extension_limit(read));
-                    }
-                    if self.remaining < BLOCK {
-                        return Err(fail("it is longer than the entry"));
-                    }
-                    self.read_exact(&mut block)?;
-                    self.remaining -= BLOCK;
-                    at = 0;
-                }
-                let byte = block[at];
-                at += 1;
-                match byte {
-                    b'0'..=b'9' => {
-                        value = value
-                            .checked_mul(10)
-                            .and_then(|value| value.checked_add(u64::from(byte - b'0')))
-                            .ok_or_else(|| fail("a number is too large"))?;
-                        digits += 1;
-                    }
-                    b'\n' if digits > 0 => break,
-                    _ => return Err(fail("there is something else than numbers")),
-                }
-            }
-            if numbers.is_empty() {
-                // A number takes two bytes at least, so the cap on bytes caps this too.
-                wanted = usize::try_from(value)
-                    .ok()
-                    .and_then(|count| count.checked_mul(2)?.checked_add(1))
-                    .ok_or_else(|| fail("a number is too large"))?;
-            }
-            numbers.push(value);
-        }
-        entry.sparse = Some(
-            numbers[1..]
-                .chunks_exact(2)
-                .map(|pair| (pair[0], pair[1]))
-                .collect(),
-        );
-        Ok(())
-    }
-
     /// The next bytes of the entry's stored contents; empty at their end. [`consume_data`](TarReader::consume_data)
     /// takes them.
     ///
@@ -588,7 +520,7 @@ impl<R: BufRead> TarReader<R> {
         }
         let available = self.inner.fill_buf().map_err(stream)?;
         if available.is_empty() {
-            return Err(tar(position, TarProblem::Truncated));
+            return Err(tar(position, TarProblem::Truncated).in_entry(&self.name, self.start));
         }
         let most = usize::try_from(self.remaining).unwrap_or(usize::MAX);
         Ok(&available[..available.len().min(most)])
@@ -669,173 +601,6 @@ impl<R: BufRead> Read for TarReader<R> {
     }
 }
 
-/// The PAX records that make a file sparse.
-#[derive(Default)]
-struct SparseRecords {
-    version: (u64, u64),
-    seen: bool,
-    real_size: Option<u64>,
-    name: Option<Vec<u8>>,
-    map: Vec<(u64, u64)>,
-    half: Option<u64>,
-}
-
-impl SparseRecords {
-    fn is_sparse(&self) -> bool {
-        self.seen
-    }
-}
-
-fn apply(
-    record: &Record,
-    entry: &mut TarEntry,
-    stored: &mut u64,
-    sparse: &mut SparseRecords,
-    has_long: bool,
-) -> Result<(), TarProblem> {
-    let value = record.value.as_slice();
-    let decimal = |field: &'static str| {
-        std::str::from_utf8(value)
-            .ok()
-            .filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
-            .and_then(|text| text.parse::<u64>().ok())
-            .ok_or_else(|| TarProblem::Number {
-                field,
-                text: excerpt(&String::from_utf8_lossy(value)),
-            })
-    };
-    match record.key.as_slice() {
-        b"path" | b"linkpath" if has_long => {
-            return Err(TarProblem::Ambiguous(
-                "names in GNU's and in PAX's format for one entry",
-            ));
-        }
-        // An empty value takes a record back; the header's own field counts then.
-        _ if value.is_empty() && !record.key.starts_with(b"SCHILY.xattr.") => {}
-        b"path" => value.clone_into(&mut entry.path),
-        b"linkpath" => value.clone_into(&mut entry.link),
-        b"size" => {
-            *stored = decimal("the size")?;
-            if i64::try_from(*stored).is_err() {
-                return Err(TarProblem::Number {
-                    field: "the size",
-                    text: stored.to_string(),
-                });
-            }
-        }
-        b"uid" => entry.uid = decimal("the uid")?,
-        b"gid" => entry.gid = decimal("the gid")?,
-        b"mtime" => {
-            entry.mtime = time(value).ok_or_else(|| TarProblem::Number {
-                field: "the mtime",
-                text: excerpt(&String::from_utf8_lossy(value)),
-            })?;
-        }
-        b"GNU.sparse.major" => {
-            sparse.version.0 = decimal("the sparse version")?;
-            sparse.seen = true;
-        }
-        b"GNU.sparse.minor" => sparse.version.1 = decimal("the sparse version")?,
-        b"GNU.sparse.name" => sparse.name = Some(value.to_vec()),
-        b"GNU.sparse.size" | b"GNU.sparse.realsize" => {
-            sparse.real_size = Some(decimal("the real size")?);
-            sparse.seen = true;
-        }
-        b"GNU.sparse.offset" => {
-            if sparse.half.replace(decimal("a sparse offset")?).is_some() {
-                return Err(TarProblem::Sparse("an offset has no length"));
-            }
-        }
-        b"GNU.sparse.numbytes" => {
-            let offset = sparse
-                .half
-                .take()
-                .ok_or(TarProblem::Sparse("a length has no offset"))?;
-            sparse.map.push((offset, decimal("a sparse length")?));
-        }
-        b"GNU.sparse.map" => {
-            sparse.map = sparse_list(value)
-                .ok_or(TarProblem::Sparse("the list of parts is no list of pairs"))?;
-        }
-        key => {
-            if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                if name.is_empty() || name.contains(&0) {
-                    return Err(TarProblem::Pax("an extended attribute has no usable name"));
-                }
-                entry.xattrs.retain(|(known, _)| known != name);
-                entry.xattrs.push((name.to_vec(), value.to_vec()));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn sparse_list(value: &[u8]) -> Option<Vec<(u64, u64)>> {
-    let numbers = std::str::from_utf8(value)
-        .ok()?
-        .split(',')
-        .map(|text| text.parse::<u64>().ok())
-        .collect::<Option<Vec<_>>>()?;
-    numbers.len().is_multiple_of(2).then(|| {
-        numbers
-            .chunks_exact(2)
-            .map(|pair| (pair[0], pair[1]))
-            .collect()
-    })
-}
-
-/// The parts must be in order, within the file, and together as long as what is stored.
-fn check_map(map: &[(u64, u64)], size: u64, stored: u64) -> Result<(), TarProblem> {
-    let mut end = 0u64;
-    let mut total = 0u64;
-    for &(offset, length) in map {
-        if offset < end {
-            return Err(TarProblem::Sparse("parts overlap or are out of order"));
-        }
-        end = offset
-            .checked_add(length)
-            .filter(|&end| end <= size)
-            .ok_or(TarProblem::Sparse("a part lies beyond the end of the file"))?;
-        total += length;
-    }
-    if total != stored {
-        return Err(TarProblem::Sparse(
-            "the parts are not as long as the contents",
-        ));
-    }
-    Ok(())
-}
-
-/// `seconds[.fraction]`, possibly negative; digits beyond nanoseconds are cut.
-fn time(value: &[u8]) -> Option<(i64, u32)> {
-    let text = std::str::from_utf8(value).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let negative = whole.starts_with('-');
-    let digits = whole.strip_prefix('-').unwrap_or(whole);
-    if digits.is_empty()
-        || !digits
-            .bytes()
-            .chain(fraction.bytes())
-            .all(|b| b.is_ascii_digit())
-    {
-        return None;
-    }
-    let seconds: i64 = whole.parse().ok()?;
-    let mut nanos = 0u32;
-    for i in 0..9 {
-        let digit = fraction
-            .as_bytes()
-            .get(i)
-            .map_or(0, |b| u32::from(b - b'0'));
-        nanos = nanos * 10 + digit;
-    }
-    if negative && nanos > 0 {
-        // -1.25 is 0.75 after -2.
-        return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos));
-    }
-    Some((seconds, nanos))
-}
-
 fn tar(offset: u64, problem: TarProblem) -> Error {
     Error::Tar { offset, problem }
 }
@@ -853,63 +618,6 @@ fn padding(size: u64) -> u64 {
 
 fn size(header: &tar::Header, offset: u64) -> Result<u64> {
     unsigned("the size", &header.as_old().size, offset)
-}
-
-fn unsigned(field: &'static str, bytes: &[u8], offset: u64) -> Result<u64> {
-    let value = number(field, bytes, offset)?;
-    u64::try_from(value).map_err(|_| {
-        tar(
-            offset,
-            TarProblem::Number {
-                field,
-                text: value.to_string(),
-            },
-        )
-    })
-}
-
-/// A number in octal digits, or in GNU's base-256 form with the first bit set.
-fn number(field: &'static str, bytes: &[u8], offset: u64) -> Result<i64> {
-    let wrong = || {
-        tar(
-            offset,
-            TarProblem::Number {
-                field,
-                text: excerpt(&String::from_utf8_lossy(bytes)),
-            },
-        )
-    };
-    match bytes.first() {
-        Some(&first) if first & 0x80 != 0 => {
-            // Two's complement over all bits but the first. A number that needs the first byte fits no field.
-            let negative = match first {
-                0x80 => false,
-                0xff => true,
-                _ => return Err(wrong()),
-            };
-            let mut value: i64 = if negative { -1 } else { 0 };
-            for &byte in &bytes[1..] {
-                value = value.checked_mul(256).ok_or_else(wrong)?;
-                value |= i64::from(byte);
-            }
-            Ok(value)
-        }
-        _ => {
-            let digits = until_zero(bytes).trim_ascii();
-            // An empty field is zero, as everywhere.
-            let mut value: i64 = 0;
-            for digit in digits {
-                if !(b'0'..=b'7').contains(digit) {
-                    return Err(wrong());
-                }
-                value = value
-                    .checked_mul(8)
-                    .and_then(|value| value.checked_add(i64::from(digit - b'0')))
-                    .ok_or_else(wrong)?;
-            }
-            Ok(value)
-        }
-    }
 }
 
 fn until_zero(bytes: &[u8]) -> &[u8] {
@@ -936,54 +644,4 @@ fn device_fields(header: &tar::Header) -> Option<(&[u8], &[u8])> {
     header
         .as_gnu()
         .map(|gnu| (gnu.dev_major.as_slice(), gnu.dev_minor.as_slice()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_in_both_forms() {
-        assert_eq!(number("x", b"0000644\0", 0).unwrap(), 0o644);
-        assert_eq!(number("x", b"    644 ", 0).unwrap(), 0o644);
-        assert_eq!(number("x", b"\0\0\0\0", 0).unwrap(), 0);
-        assert_eq!(number("x", b"77777777777", 0).unwrap(), 0o77_777_777_777);
-        assert_eq!(number("x", &[0x80, 0, 0, 0, 0, 0, 1, 0], 0).unwrap(), 256);
-        assert_eq!(number("x", &[0xff; 12], 0).unwrap(), -1);
-        assert_eq!(
-            number(
-                "x",
-                &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0],
-                0
-            )
-            .unwrap(),
-            -(1 << 32)
-        );
-        assert!(number("x", b"0000698\0", 0).is_err());
-        assert!(number("x", b"-1\0", 0).is_err());
-        assert!(number("x", &[0xbf; 12], 0).is_err());
-        assert!(unsigned("x", &[0xff; 12], 0).is_err());
-    }
-
-    #[test]
-    fn times_with_fractions() {
-        assert_eq!(time(b"12"), Some((12, 0)));
-        assert_eq!(time(b"12.5"), Some((12, 500_000_000)));
-        assert_eq!(time(b"12.1234567899"), Some((12, 123_456_789)));
-        assert_eq!(time(b"-1.25"), Some((-2, 750_000_000)));
-        assert_eq!(time(b"-0.25"), Some((-1, 750_000_000)));
-        for bad in [&b""[..], b"-", b".5", b"1.-5", b"1e3", b" 1", b"+1"] {
-            assert_eq!(time(bad), None);
-        }
-    }
-
-    #[test]
-    fn maps_of_sparse_files_are_checked() {
-        assert!(check_map(&[(0, 10), (20, 5), (30, 0)], 30, 15).is_ok());
-        assert!(check_map(&[(20, 5), (0, 10)], 30, 15).is_err());
-        assert!(check_map(&[(0, 10), (5, 10)], 30, 20).is_err());
-        assert!(check_map(&[(0, 31)], 30, 31).is_err());
-        assert!(check_map(&[(u64::MAX, 2)], u64::MAX, 2).is_err());
-        assert!(check_map(&[(0, 10)], 30, 11).is_err());
-    }
 }

@@ -4,6 +4,7 @@ use std::io::{self, BufRead};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::below::{Below, Place};
 use crate::error::{Error, Result};
 use crate::extract::Extractor;
 use crate::image::{Image, Layer};
@@ -48,7 +49,8 @@ pub struct UnpackOptions {
     pub(crate) ownership: Ownership,
     pub(crate) devices: Devices,
     pub(crate) xattrs: Xattrs,
-    pub(crate) below: Vec<Arc<OwnedFd>>,
+    pub(crate) parallel: usize,
+    pub(crate) below: Below,
 }
 
 impl UnpackOptions {
@@ -59,7 +61,8 @@ impl UnpackOptions {
             ownership: Ownership::Keep,
             devices: Devices::Create,
             xattrs: Xattrs::Lenient,
-            below: Vec::new(),
+            parallel: 2,
+            below: Below::default(),
         }
     }
 
@@ -81,13 +84,26 @@ impl UnpackOptions {
         self
     }
 
+    /// How many layers are unpacked at a time where each has a directory of its own. One takes up to three processors,
+    /// and up to 12 MiB of memory. Default 2.
+    pub fn parallel(mut self, layers: usize) -> UnpackOptions {
+        self.parallel = layers.max(1);
+        self
+    }
+
     /// The directories of the layers below, topmost first.
     ///
     /// They are used where a layer relies on what is below it, when each layer has a directory of its own: a directory
     /// that the layer does not list but puts something in takes over owner, mode and time from below (overlayfs would
     /// otherwise show the new ones), and a hard link to a file below gets a copy of that file to link to.
+    ///
+    /// [`Image::unpack_layers`] and [`Store`](crate::Store) see to that themselves.
     pub fn below(mut self, layers: impl IntoIterator<Item = Arc<OwnedFd>>) -> UnpackOptions {
-        self.below = layers.into_iter().collect();
+        self.below = Below::new(
+            layers
+                .into_iter()
+                .map(|layer| Arc::new(Place::filled(layer))),
+        );
         self
     }
 
@@ -166,7 +182,7 @@ impl Image {
     pub fn unpack_flat(&self, dir: impl AsFd, options: &UnpackOptions) -> Result<UnpackReport> {
         let options = UnpackOptions {
             whiteouts: Whiteouts::Apply,
-            below: Vec::new(),
+            below: Below::default(),
             ..options.clone()
         };
         let mut report = UnpackReport::default();

@@ -4,14 +4,16 @@ mod common;
 mod registries;
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use common::{Arena, Tar, gzip, layout, zstd};
 use oci_image::{
-    Credentials, Descriptor, Digest, Document, Error, Image, Index, MediaType, Platform, Progress,
-    Reference, Registry, RegistryOptions, Store, Whiteouts, copy, open,
+    ArtifactBuilder, Credentials, Descriptor, Digest, Document, Error, Image, Index, LayoutWriter,
+    MediaType, Platform, Progress, Reference, Registry, RegistryOptions, Source, Store, Whiteouts,
+    copy, open,
 };
 use registries::{DockerRegistry, HTPASSWD, TokenService, tls};
 
@@ -297,38 +299,43 @@ fn what_refers_to_an_image_is_found_by_its_tag() {
     client.push(&source, &target).unwrap();
     let subject = source.manifest().digest().clone();
     assert_eq!(client.referrers(&target, &subject, None).unwrap(), []);
+    // What refers to it is made in a layout, pushed from there, and read from here again.
+    let path = dir.path().join("artifacts");
+    let mut layout = LayoutWriter::open(&path).unwrap();
     for kind in ["application/x.signature", "application/x.sbom"] {
-        let config = Descriptor::of("application/vnd.oci.empty.v1+json", b"{}");
-        client
-            .push_blob(&target, &config, || Ok(&b"{}"[..]))
-            .unwrap();
-        let manifest: oci_image::Manifest = serde_json::from_value(serde_json::json!({
-            "schemaVersion": 2,
-            "mediaType": MediaType::OCI_MANIFEST,
-            "artifactType": kind,
-            "config": config,
-            "layers": [config],
-            "subject": source.manifest().descriptor(),
-            "annotations": {"made": "by a test"},
-        }))
-        .unwrap();
-        let document = Document::new(MediaType::OCI_MANIFEST, manifest).unwrap();
+        let blob = layout.blob("text/plain", kind.as_bytes()).unwrap();
+        let artifact = ArtifactBuilder::new(kind)
+            .subject(source.manifest().descriptor().clone())
+            .blob(blob)
+            .annotation("made", "by a test");
+        layout.artifact(None, artifact).unwrap();
+    }
+    let artifacts = Source::open(&path).unwrap();
+    let made = artifacts.referrers(&subject, None).unwrap();
+    for descriptor in &made {
+        let artifact = artifacts.artifact(descriptor).unwrap();
         for _ in 0..2 {
-            client
-                .push_document(&target.with_digest(document.digest().clone()), &document)
-                .unwrap();
+            let name = target.with_digest(descriptor.digest.clone());
+            client.push_artifact(&artifact, &name).unwrap();
         }
     }
     let all = client.referrers(&target, &subject, None).unwrap();
-    assert_eq!(all.len(), 2);
-    assert_eq!(all[0].annotations["made"], "by a test");
+    assert_eq!(all, made);
     let [sbom] = client
         .referrers(&target, &subject, Some("application/x.sbom"))
         .unwrap()
         .try_into()
         .unwrap();
-    let document = client.document(&target.with_digest(sbom.digest)).unwrap();
-    assert_eq!(document["artifactType"], "application/x.sbom");
+    let pulled = client.artifact(&target.with_digest(sbom.digest)).unwrap();
+    assert_eq!(pulled.artifact_type(), "application/x.sbom");
+    let mut text = String::new();
+    let blob = &pulled.manifest().layers[0];
+    pulled
+        .blob(blob)
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(text, "application/x.sbom");
     let tag = format!("sha256-{}", subject.hex());
     assert!(client.tags(&target).unwrap().contains(&tag));
 }

@@ -3,13 +3,14 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
 use common::Arena;
 use oci_image::{
-    Compression, Entry, ImageBuilder, LayoutWriter, PackOptions, Platform, Source, SourceKind,
-    UnpackOptions, Whiteouts, open,
+    ArtifactBuilder, Compression, Entry, ImageBuilder, LayoutWriter, PackOptions, Platform, Source,
+    SourceKind, UnpackOptions, Whiteouts, open,
 };
 
 #[track_caller]
@@ -119,6 +120,48 @@ fn skopeo_reads_and_writes_all_forms() {
     let image = open(&copied).unwrap();
     assert_eq!(image.manifest().digest().to_string(), digest);
     assert_is_ours(&image);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn skopeo_copies_artifacts_with_what_they_refer_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    write_layout(&ours, Compression::Gzip);
+    let image = open(&ours).unwrap().manifest().descriptor().clone();
+    let mut layout = LayoutWriter::open(&ours).unwrap();
+    let blob = layout.blob("text/plain", &b"signed"[..]).unwrap();
+    let signature = ArtifactBuilder::new("application/x.signature")
+        .subject(image.clone())
+        .blob(blob);
+    let signature = layout.artifact(Some("signature"), signature).unwrap();
+    let from = format!("oci:{}:signature", ours.display());
+    let copied = dir.path().join("copied");
+    let skopeo = |args: &[&str]| {
+        run(Command::new("skopeo")
+            .arg("--insecure-policy")
+            .arg("--tmpdir")
+            .arg(dir.path())
+            .args(args))
+    };
+    let raw = skopeo(&["inspect", "--raw", &from]);
+    assert_eq!(raw.as_bytes(), signature.bytes());
+    skopeo(&["copy", &from, &format!("oci:{}:s", copied.display())]);
+    let source = Source::open(&copied).unwrap();
+    let [found] = source
+        .referrers(&image.digest, None)
+        .unwrap()
+        .try_into()
+        .unwrap();
+    assert_eq!(found.digest, *signature.digest());
+    let artifact = source.artifact(&found).unwrap();
+    let mut text = String::new();
+    artifact
+        .blob(&artifact.manifest().layers[0])
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(text, "signed");
 }
 
 #[test]

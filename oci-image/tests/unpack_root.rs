@@ -2,15 +2,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use common::{Arena, Head, Tar, unpack_with};
-use oci_image::{IdRange, Limits, Ownership, UnpackOptions, Unpacker, Whiteouts};
+use oci_image::{IdRange, Ownership, UnpackOptions, Whiteouts};
 
 fn owned(name: &str, flag: u8, uid: u64) -> Head {
     let mut head = Head::new(name, flag);
@@ -226,111 +224,4 @@ fn a_layer_takes_from_the_layers_below_what_it_relies_on() {
         matches!(error.cause(), oci_image::Error::HardlinkTarget { .. }),
         "{error}"
     );
-}
-
-/// Everything that can be known of a tree, by name.
-fn facts(root: &Path) -> BTreeMap<String, String> {
-    let mut facts = BTreeMap::new();
-    let mut todo = vec![root.to_owned()];
-    let mut inodes = BTreeMap::new();
-    while let Some(path) = todo.pop() {
-        let stat = fs::symlink_metadata(&path).unwrap();
-        let name = path.strip_prefix(root).unwrap().display().to_string();
-        let contents = if stat.is_file() {
-            oci_image::Digest::sha256(&fs::read(&path).unwrap()).to_string()
-        } else if stat.is_symlink() {
-            fs::read_link(&path).unwrap().display().to_string()
-        } else {
-            stat.rdev().to_string()
-        };
-        if stat.is_dir() {
-            let mut names: Vec<_> = fs::read_dir(&path)
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-                .collect();
-            names.sort();
-            todo.extend(names.into_iter().rev());
-        }
-        let links = if stat.is_dir() {
-            String::new()
-        } else {
-            inodes
-                .entry(stat.ino())
-                .or_insert_with(|| name.clone())
-                .clone()
-        };
-        let fact = format!(
-            "{:o} {}:{} {}.{:09} {contents} {links}",
-            stat.mode(),
-            stat.uid(),
-            stat.gid(),
-            stat.mtime(),
-            stat.mtime_nsec(),
-        );
-        facts.insert(name, fact);
-    }
-    facts
-}
-
-#[test]
-#[ignore = "needs root"]
-fn the_result_is_that_of_gnu_tar() {
-    let dir = tempfile::tempdir().unwrap();
-    let tree = dir.path().join("tree");
-    let script = r#"
-        mkdir -p "$1/usr/bin" "$1/var/empty" "$1/tmp" && cd "$1" &&
-        head -c 300000 /dev/urandom > usr/bin/tool && ln usr/bin/tool usr/bin/other && ln -s usr/bin bin &&
-        mknod usr/fifo p && mknod usr/null c 1 3 && mknod usr/disk b 8 17 &&
-        truncate -s 5M usr/sparse && printf data | dd of=usr/sparse bs=1 seek=3000000 conv=notrunc 2>/dev/null &&
-        chown -h 12:34 bin usr/fifo && chown 1000:2000000 var && chmod 4711 usr/bin/tool && chmod 1777 tmp &&
-        chmod 0 var/empty && touch -d '1969-12-31 23:59:58.25 UTC' var/old &&
-        touch "$(printf 'name with\nnewline')" "$(printf '\377latin')" "$(printf 'n%.0s' $(seq 200))" &&
-        mkdir -p $(printf 'deep%.0s/' $(seq 40)) && ln -s "$(printf 't%.0s' $(seq 180))" long
-    "#;
-    let status = Command::new("sh")
-        .args(["-ec", script, "sh"])
-        .arg(&tree)
-        .status()
-        .unwrap();
-    assert!(status.success());
-    for format in [
-        &["--format=posix"][..],
-        &["--format=gnu"],
-        &["--format=posix", "--sparse"],
-        &["--format=gnu", "--sparse"],
-        &["--format=posix", "--sparse", "--sparse-version=0.0"],
-        &["--format=posix", "--sparse", "--sparse-version=0.1"],
-    ] {
-        let archive = dir.path().join("archive.tar");
-        let status = Command::new("tar")
-            .args(format)
-            .arg("-C")
-            .arg(&tree)
-            .arg("-cf")
-            .arg(&archive)
-            .arg(".")
-            .status()
-            .unwrap();
-        assert!(status.success());
-        let (theirs, ours) = (dir.path().join("theirs"), dir.path().join("ours"));
-        fs::create_dir(&theirs).unwrap();
-        fs::create_dir(&ours).unwrap();
-        let status = Command::new("tar")
-            .args(["--numeric-owner", "-p", "-C"])
-            .arg(&theirs)
-            .arg("-xf")
-            .arg(&archive)
-            .status()
-            .unwrap();
-        assert!(status.success());
-        Unpacker::new(UnpackOptions::new(Whiteouts::Apply), Limits::default())
-            .unpack(
-                std::io::BufReader::new(File::open(&archive).unwrap()),
-                File::open(&ours).unwrap(),
-            )
-            .unwrap_or_else(|error| panic!("{format:?}: {error}"));
-        assert_eq!(facts(&ours), facts(&theirs), "{format:?}");
-        fs::remove_dir_all(&theirs).unwrap();
-        fs::remove_dir_all(&ours).unwrap();
-    }
 }

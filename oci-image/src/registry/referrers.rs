@@ -3,12 +3,16 @@
 //! A registry of the distribution specification 1.1 keeps track of that. In an older one, a tag made of the digest
 //! leads to an index of them, which clients keep up to date.
 
+use std::sync::Arc;
+
 use ureq::http::Method;
 
 use super::endpoint::scope;
 use super::http::Request;
 use super::push::Target;
 use super::{Registry, parse, url};
+use crate::artifact::{self, Artifact, fallback_tag};
+use crate::blob::Blobs;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::document::{Document, ManifestOrIndex};
@@ -16,14 +20,6 @@ use crate::error::{Error, Result};
 use crate::manifest::Index;
 use crate::media_type::MediaType;
 use crate::reference::Reference;
-
-/// The tag that stands for what refers to `digest`.
-fn fallback_tag(digest: &Digest) -> String {
-    let mut tag = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-    // A tag has up to 128 characters.
-    tag.truncate(128);
-    tag
-}
 
 impl Registry {
     /// What refers to the manifest `digest` in the repository of `name`, of all types or of one.
@@ -53,6 +49,48 @@ impl Registry {
                 .collect())
         };
         list().map_err(|error: Error| error.in_image(&name.to_string()))
+    }
+
+    /// The content that is no image and has the name `name`, which mostly ends in a digest that was found by
+    /// [`Registry::referrers`].
+    ///
+    /// # Errors
+    ///
+    /// See [`Registry`]; [`Error::UnsupportedMediaType`] when it is an index.
+    pub fn artifact(&self, name: &Reference) -> Result<Artifact> {
+        let context = name.to_string();
+        let open = || {
+            let remote = self.remote(name)?;
+            let (descriptor, bytes) =
+                self.fetch(&remote, &super::place_of(name), name.digest(), None)?;
+            match ManifestOrIndex::parse(descriptor, bytes)? {
+                ManifestOrIndex::Manifest(manifest) => Ok(Artifact::new(
+                    context.clone(),
+                    *manifest,
+                    Arc::new(Blobs::Registry(Arc::new(remote))),
+                )),
+                ManifestOrIndex::Index(index) => Err(Error::UnsupportedMediaType {
+                    digest: index.digest().clone(),
+                    found: index.descriptor().media_type.clone(),
+                    expected: "a manifest",
+                }),
+            }
+        };
+        open().map_err(|error| error.in_image(&context))
+    }
+
+    /// Pushes `artifact` as `name`, its blobs first. When it has a subject it is found by [`Registry::referrers`]
+    /// afterwards.
+    ///
+    /// # Errors
+    ///
+    /// See [`Registry`]; what is wrong with the blobs; [`Error::BadValue`] when `name` has another digest.
+    pub fn push_artifact(&self, artifact: &Artifact, name: &Reference) -> Result<()> {
+        let manifest = artifact.manifest();
+        for blob in manifest.layers.iter().chain([&manifest.config]) {
+            self.push_blob(name, blob, || artifact.blob(blob))?;
+        }
+        self.push_document(name, manifest)
     }
 
     /// Asks the registry itself; nothing when it does not keep track.
@@ -137,29 +175,9 @@ impl Registry {
         descriptor: &Descriptor,
         bytes: &[u8],
     ) -> Result<()> {
-        let (subject, mut entry) = match ManifestOrIndex::parse(descriptor.clone(), bytes.to_vec())?
-        {
-            ManifestOrIndex::Manifest(manifest) => {
-                let mut entry = descriptor.clone();
-                // By the specification: the manifest's own type, or that of its configuration.
-                entry.artifact_type = manifest
-                    .artifact_type
-                    .clone()
-                    .or_else(|| Some(manifest.config.media_type.as_str().to_owned()));
-                entry.annotations = manifest.annotations.clone();
-                (manifest.subject.clone(), entry)
-            }
-            ManifestOrIndex::Index(index) => {
-                let mut entry = descriptor.clone();
-                entry.artifact_type.clone_from(&index.artifact_type);
-                entry.annotations = index.annotations.clone();
-                (index.subject.clone(), entry)
-            }
-        };
-        let Some(subject) = subject else {
+        let Some((subject, entry)) = artifact::referrer(descriptor, bytes.to_vec())? else {
             return Ok(());
         };
-        entry.platform = None;
         let name: Reference = format!(
             "{}/{}@{}",
             target.endpoint.registry, target.repository, subject.digest

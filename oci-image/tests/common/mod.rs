@@ -2,6 +2,10 @@
 // Each test file uses its own part, and none is a crate that others could reach.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod damage;
+pub mod tar_crate;
+pub mod trees;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;

@@ -1,0 +1,278 @@
+//! What takes how much memory. The kernel says how much there was at most: nothing that a library or a thread takes
+//! stays uncounted.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::{Arena, Head, Tar, gzip, layout, options, unpack};
+use oci_image::{Error, Limits, MediaType, Source, Unpacker, Whiteouts, open};
+
+const MIB: u64 = 1 << 20;
+
+/// One at a time: it is the process's memory that is measured.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn status(field: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line.unwrap().trim_matches([':', ' ', '\t', 'k', 'B']);
+    kib.parse::<u64>().unwrap() * 1024
+}
+
+/// How many more bytes the process had at its peak while `work` ran than before.
+fn growth(work: impl FnOnce()) -> u64 {
+    // 5 makes the peak what there is now; see proc(5).
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = status("VmRSS");
+    work();
+    status("VmHWM").saturating_sub(before)
+}
+
+#[test]
+fn what_is_measured_is_there() {
+    let _alone = alone();
+    let grown = growth(|| drop(std::hint::black_box(vec![1u8; 64 << 20])));
+    assert!(grown >= 60 * MIB, "{grown}");
+}
+
+/// A layer of `files` small files, and one of `large` bytes that do not repeat soon.
+fn large(files: usize, large: usize) -> Vec<u8> {
+    let mut tar = Tar::new();
+    for number in 0..files {
+        if number % 100 == 0 {
+            tar = tar.dir(format!("dir{}/", number / 100));
+        }
+        tar = tar.file(format!("dir{}/file{number}", number / 100), "contents");
+    }
+    let mut state = 1u32;
+    let contents: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()[3]
+    })
+    .take(large)
+    .collect();
+    tar.file("large", contents).end()
+}
+
+#[test]
+fn a_large_layer_takes_less_than_32_mib() {
+    let _alone = alone();
+    let arena = Arena::new();
+    let path = arena.root().join("image");
+    {
+        let tar = large(20_000, 48 << 20);
+        let compressed = gzip(&tar);
+        layout(
+            &path,
+            "latest",
+            &[(MediaType::OCI_LAYER_GZIP, tar, compressed)],
+        );
+    }
+    let image = open(&path).unwrap();
+    for (target, whiteouts) in [
+        ("apply", Whiteouts::Apply),
+        ("overlay", Whiteouts::OverlayUser),
+    ] {
+        let target = arena.root().join(target);
+        fs::create_dir(&target).unwrap();
+        let root = File::open(&target).unwrap();
+        let grown = growth(|| {
+            let layer = image.layers().next().unwrap();
+            let report = layer.unpack(&root, &options(whiteouts)).unwrap();
+            assert_eq!(report.entries, 20_201);
+        });
+        assert!(grown < 32 * MIB, "{grown}");
+    }
+}
+
+/// Compressed so that it refers back as far as 2 to the power of `window` bytes.
+fn far_zstd(bytes: &[u8], window: u32) -> Vec<u8> {
+    let mut encoder = ::zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(window).unwrap();
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn layers_side_by_side_take_less_than_32_mib() {
+    let _alone = alone();
+    let arena = Arena::new();
+    let path = arena.root().join("image");
+    {
+        let tar = large(0, 16 << 20);
+        let layers: Vec<_> = (0..6u8)
+            .map(|number| {
+                // Each is another one.
+                let mut tar = tar.clone();
+                tar[512] = number;
+                let (kind, compressed) = match number % 2 {
+                    0 => (MediaType::OCI_LAYER_GZIP, gzip(&tar)),
+                    _ => (MediaType::OCI_LAYER_ZSTD, far_zstd(&tar, 23)),
+                };
+                (kind, tar, compressed)
+            })
+            .collect();
+        layout(&path, "latest", &layers);
+    }
+    let image = open(&path).unwrap();
+    let roots: Vec<File> = (0..6)
+        .map(|number| {
+            let target = arena.root().join(format!("{number}"));
+            fs::create_dir(&target).unwrap();
+            File::open(target).unwrap()
+        })
+        .collect();
+    let grown = growth(|| {
+        image
+            .unpack_layers(&roots, &options(Whiteouts::OverlayUser))
+            .unwrap();
+    });
+    assert!(grown < 32 * MIB, "{grown}");
+}
+
+#[test]
+fn archives_that_promise_much_take_little() {
+    let _alone = alone();
+    let huge = |flag| {
+        let mut head = Head::new("huge", flag);
+        head.size = 0o77_777_777_777;
+        Tar::new().head(&head).data(&[b'x'; 4096]).end()
+    };
+    let global = (0..5000).fold(Tar::new(), |tar, number| {
+        let key = format!("key{number}");
+        let mut record = format!("{key}={}\n", "v".repeat(900));
+        record = format!("{} {record}", record.len() + 4);
+        tar.with_data("global", b'g', record)
+    });
+    let mut many_attributes = String::new();
+    for number in 0..8000 {
+        let record = format!(" SCHILY.xattr.user.{number:08}={}\n", "v".repeat(90));
+        many_attributes += &format!("{}{record}", record.len() + 3);
+    }
+    let archives = [
+        huge(b'x'),
+        huge(b'g'),
+        huge(b'L'),
+        huge(b'K'),
+        huge(b'0'),
+        global.file("f", "").end(),
+        Tar::new()
+            .with_data("x", b'x', many_attributes)
+            .file("f", "")
+            .end(),
+    ];
+    for (number, archive) in archives.iter().enumerate() {
+        let arena = Arena::new();
+        let grown = growth(|| {
+            let _ = unpack(archive, &arena.root());
+        });
+        assert!(grown < 8 * MIB, "{number}: {grown}");
+    }
+}
+
+#[test]
+fn bombs_take_little() {
+    let _alone = alone();
+    let arena = Arena::new();
+    let path = arena.root().join("image");
+    // A file of 256 MiB of zeros, compressed.
+    let mut head = Head::new("zeros", b'0');
+    head.size = 256 << 20;
+    let compress = |out: &mut dyn Write| {
+        out.write_all(&head.block()).unwrap();
+        std::io::copy(&mut std::io::repeat(0).take(256 << 20), out).unwrap();
+    };
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    compress(&mut gzip);
+    let mut zstd = ::zstd::Encoder::new(Vec::new(), 1).unwrap();
+    compress(&mut zstd);
+    let stored = [
+        (MediaType::OCI_LAYER_GZIP, gzip.finish().unwrap()),
+        (MediaType::OCI_LAYER_ZSTD, zstd.finish().unwrap()),
+    ];
+    for (number, (kind, blob)) in stored.into_iter().enumerate() {
+        let path = path.join(number.to_string());
+        layout(&path, "latest", &[(kind, Vec::new(), blob)]);
+        let mut limits = Limits::default();
+        limits.layer_bytes = 16 << 20;
+        let image = Source::open_with(&path, limits)
+            .unwrap()
+            .image(None, &oci_image::Platform::host())
+            .unwrap();
+        let target = arena.root().join(format!("target{number}"));
+        fs::create_dir(&target).unwrap();
+        let root = File::open(&target).unwrap();
+        let grown = growth(|| {
+            let layer = image.layers().next().unwrap();
+            let error = layer.unpack(&root, &options(Whiteouts::Apply)).unwrap_err();
+            assert!(matches!(error.cause(), Error::Limit { .. }), "{error}");
+        });
+        assert!(grown < 16 * MIB, "{grown}");
+    }
+}
+
+/// A frame says how far back it refers, and the decoder keeps so much.
+#[test]
+fn a_zstandard_frame_that_refers_far_back_is_refused() {
+    let _alone = alone();
+    let arena = Arena::new();
+    let tar = large(0, 9 << 20);
+    let blob = far_zstd(&tar, 27);
+    layout(
+        &arena.root(),
+        "latest",
+        &[(MediaType::OCI_LAYER_ZSTD, tar, blob)],
+    );
+    let read = |limits: Limits| {
+        let image = Source::open_with(arena.root(), limits)
+            .unwrap()
+            .image(None, &oci_image::Platform::host())
+            .unwrap();
+        let target = tempfile::tempdir().unwrap();
+        image
+            .layers()
+            .next()
+            .unwrap()
+            .unpack(File::open(&target).unwrap(), &options(Whiteouts::Apply))
+    };
+    let error = read(Limits::default()).unwrap_err();
+    assert!(
+        matches!(
+            error.cause(),
+            Error::Limit {
+                setting: "zstd_window_bytes",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let mut limits = Limits::default();
+    limits.zstd_window_bytes = 128 << 20;
+    read(limits).unwrap();
+}
+
+#[test]
+fn names_without_number_take_little() {
+    let _alone = alone();
+    // Entries of one file with ever another name, and whiteouts for all: what was made must be remembered.
+    let arena = Arena::new();
+    fs::write(arena.root().join("there"), "").unwrap();
+    let mut tar = Tar::new();
+    for number in 0..20_000 {
+        tar = tar.file(format!("file{number:090}"), "");
+    }
+    let archive = tar.end();
+    let grown = growth(|| {
+        Unpacker::new(options(Whiteouts::Apply), Limits::default())
+            .unpack(&archive[..], File::open(arena.root()).unwrap())
+            .unwrap();
+    });
+    assert!(grown < 4 * MIB, "{grown}");
+}
