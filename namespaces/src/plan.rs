@@ -249,11 +249,9 @@ pub(crate) enum JoinTime {
     AfterUser,
 }
 
-/// Whether a program that is executed is in the time namespace for children: not so before Linux
-/// 6.2, surely so in 6.6.
-fn execve_enters_time_namespaces() -> bool {
-    let system = rustix::system::uname();
-    version(system.release().to_bytes()) >= (6, 6)
+/// The version of the kernel: what differs between them here cannot be tried.
+fn kernel() -> (u32, u32) {
+    version(rustix::system::uname().release().to_bytes())
 }
 
 /// The first two numbers of a release such as `6.1.0-28-amd64`.
@@ -285,7 +283,8 @@ impl Plan {
     /// Not when it does something to the memory: a change of users makes it non-dumpable as a
     /// whole, and joining requires just that. Not when it stays there for long, at a gate or as an
     /// init, or needs much of a stack. And entering a time namespace is refused to those who share
-    /// memory, unless `execve` does it.
+    /// memory, unless `execve` does it. Not under a filter that might kill it, either, where a core
+    /// dump ends everybody who shares the memory.
     pub(crate) fn may_share_memory(&self) -> bool {
         !self.changes_users
             && !self.ops.iter().any(|op| match op {
@@ -299,7 +298,10 @@ impl Plan {
                 }
                 | Op::CloneAgain { .. }
                 | Op::Gate(_) => true,
-                Op::NewTime { .. } => !execve_enters_time_namespaces(),
+                // `execve` enters the time namespace for children since Linux 6.2, surely so in 6.6.
+                Op::NewTime { .. } => kernel() < (6, 6),
+                // Core dumps are of one process since then.
+                Op::Seccomp { .. } => kernel() < (5, 16),
                 _ => false,
             })
     }
