@@ -248,6 +248,33 @@ fn attributes_are_set() {
 }
 
 #[test]
+fn proc_can_show_processes_only() {
+    let rootfs = Rootfs::new();
+    let mut command = container(&rootfs, "ls /proc");
+    command.mount(Mount::proc("/proc").option("subset", "pid"));
+    let text = stdout(&mut command);
+    let known = |name: &str| name.parse::<u32>().is_ok() || name.ends_with("self");
+    assert!(text.lines().all(known), "{text}");
+    assert!(text.lines().any(|name| name == "1"), "{text}");
+}
+
+#[test]
+fn control_groups_are_seen_from_the_new_namespace() {
+    let rootfs = Rootfs::new();
+    let mut command = container(&rootfs, "ls /groups; cat /proc/self/mountinfo");
+    command
+        .mount(Mount::proc("/proc"))
+        .mount(Mount::cgroup2("/groups"));
+    let text = stdout(&mut command);
+    assert!(text.lines().any(|line| line == "cgroup.procs"), "{text}");
+    let mount = text.lines().find(|line| line.contains(" - cgroup2 "));
+    let fields: Vec<&str> = mount.expect("a mount").split(' ').collect();
+    // What is mounted is the group of the process, as the root of what it sees.
+    assert_eq!(fields[3..5], ["/", "/groups"], "{text}");
+    assert!(fields[5].contains("nosuid,nodev,noexec"), "{text}");
+}
+
+#[test]
 fn a_bad_option_is_told() {
     let rootfs = Rootfs::new();
     let mut command = container(&rootfs, "true");
