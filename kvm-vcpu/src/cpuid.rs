@@ -103,14 +103,20 @@ features! {
     ERMS "erms" 7 0 Ebx 9;
     INVPCID "invpcid" 7 0 Ebx 10;
     AVX512F "avx512f" 7 0 Ebx 16;
+    AVX512DQ "avx512dq" 7 0 Ebx 17;
     RDSEED "rdseed" 7 0 Ebx 18;
     ADX "adx" 7 0 Ebx 19;
     SMAP "smap" 7 0 Ebx 20;
+    AVX512CD "avx512cd" 7 0 Ebx 28;
     SHA_NI "sha_ni" 7 0 Ebx 29;
+    AVX512BW "avx512bw" 7 0 Ebx 30;
+    AVX512VL "avx512vl" 7 0 Ebx 31;
     UMIP "umip" 7 0 Ecx 2;
     PKU "pku" 7 0 Ecx 3;
     LA57 "la57" 7 0 Ecx 16;
+    LAHF_LM "lahf_lm" 0x8000_0001 0 Ecx 0;
     SVM "svm" 0x8000_0001 0 Ecx 2;
+    ABM "abm" 0x8000_0001 0 Ecx 5;
     SSE4A "sse4a" 0x8000_0001 0 Ecx 6;
     SYSCALL "syscall" 0x8000_0001 0 Edx 11;
     NX "nx" 0x8000_0001 0 Edx 20;
@@ -208,6 +214,11 @@ impl CpuidTable {
         self
     }
 
+    /// Leaves out the leaves that are not wanted.
+    pub(crate) fn retain(&mut self, wanted: impl FnMut(&CpuidLeaf) -> bool) {
+        self.leaves.retain(wanted);
+    }
+
     pub(crate) fn to_kvm(&self) -> Result<CpuId> {
         let entries: Vec<kvm_cpuid_entry2> = self.leaves.iter().map(|l| (*l).into()).collect();
         CpuId::from_entries(&entries).map_err(|_| Error::CpuidTooLong {
@@ -247,7 +258,7 @@ impl CpuidLeaf {
         }
     }
 
-    fn register_mut(&mut self, register: CpuidRegister) -> &mut u32 {
+    pub(crate) fn register_mut(&mut self, register: CpuidRegister) -> &mut u32 {
         match register {
             CpuidRegister::Eax => &mut self.eax,
             CpuidRegister::Ebx => &mut self.ebx,

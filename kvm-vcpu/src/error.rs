@@ -213,6 +213,14 @@ pub enum Error {
         /// How many the kernel takes.
         max: usize,
     },
+    /// A CPUID table that lacks features of a level.
+    #[error("this CPU is below {level}: it lacks {}; use a lower level", features.join(", "))]
+    BelowLevel {
+        /// The level that was asked for.
+        level: crate::CpuidLevel,
+        /// What is missing.
+        features: Vec<&'static str>,
+    },
     /// A small guest that was to find something out did not get to its end.
     #[error(
         "the guest that was to probe the CPU stopped with {exit:?}: this host's KVM cannot run it"

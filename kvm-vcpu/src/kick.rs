@@ -1,8 +1,10 @@
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{Error, Result, sys};
+use crate::{Error, Result, protocol, sys};
+
+/// The protocol, with this program's signal.
+pub(crate) type Shared = protocol::Shared<fn(i32)>;
 
 /// Stops or pauses a running vCPU, from any thread.
 ///
@@ -44,170 +46,12 @@ impl VcpuHandle {
 
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
-        self.shared.paused.load(Ordering::SeqCst)
+        self.shared.is_paused()
     }
 }
 
-/// The vCPU is not in `run`.
-const OUT: u8 = 0;
-/// A thread is in `run`, and nobody has signalled it.
-const IN: u8 = 1;
-/// A kicker is about to signal the thread, which cannot leave `run` until it has.
-const KICKING: u8 = 2;
-/// The thread has been signalled in this run, which is enough for all who kick meanwhile.
-const SIGNALLED: u8 = 3;
-
-/// What a vCPU and its handles share.
-///
-/// A kick is `pending` until a run returns it. The signal only wakes the thread; it carries nothing.
-/// Whoever kicks sets `pending` and then looks at `state`; whoever enters `run` sets `state` and then
-/// looks at `pending`: with sequentially consistent accesses at least one of them sees the other.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pending: AtomicBool,
-    state: AtomicU8,
-    tid: AtomicI32,
-    paused: AtomicBool,
-    /// Where a thread waits while the vCPU is paused.
-    waiting: Mutex<()>,
-    changed: Condvar,
-}
-
-impl Shared {
-    pub(crate) fn new() -> Self {
-        Self {
-            pending: AtomicBool::new(false),
-            state: AtomicU8::new(OUT),
-            tid: AtomicI32::new(0),
-            paused: AtomicBool::new(false),
-            waiting: Mutex::new(()),
-            changed: Condvar::new(),
-        }
-    }
-
-    fn kick(&self) {
-        self.pending.store(true, Ordering::SeqCst);
-        self.signal_if_running();
-        if self.paused.load(Ordering::SeqCst) {
-            self.wake();
-        }
-    }
-
-    fn pause(&self) {
-        self.paused.store(true, Ordering::SeqCst);
-        self.signal_if_running();
-        // Whoever enters from here on sees `paused` and is out again before the guest's next
-        // instruction.
-        let mut tries = 0u32;
-        while self.state.load(Ordering::SeqCst) != OUT {
-            if tries < 100 {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep(std::time::Duration::from_micros(50));
-            }
-            tries = tries.saturating_add(1);
-        }
-    }
-
-    fn resume(&self) {
-        self.paused.store(false, Ordering::SeqCst);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        // With the lock held, so that nobody is between looking and waiting.
-        let _waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        self.changed.notify_all();
-    }
-
-    /// Waits while the vCPU is paused, nobody kicks it, and the deadline has not passed; says whether it
-    /// waited for any of them.
-    pub(crate) fn wait_while_paused(&self, deadline: Option<Instant>) -> bool {
-        let is_paused =
-            || self.paused.load(Ordering::SeqCst) && !self.pending.load(Ordering::SeqCst);
-        if !is_paused() || deadline.is_some_and(|d| Instant::now() >= d) {
-            return false;
-        }
-        let mut guard = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        while is_paused() {
-            guard = match deadline {
-                None => self
-                    .changed
-                    .wait(guard)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        break;
-                    }
-                    let waited = self.changed.wait_timeout(guard, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-        true
-    }
-
-    /// Whether a run has to end before the guest's next instruction.
-    fn is_wanted(&self) -> bool {
-        self.pending.load(Ordering::SeqCst) || self.paused.load(Ordering::SeqCst)
-    }
-
-    fn signal_if_running(&self) {
-        loop {
-            match self.state.load(Ordering::SeqCst) {
-                // Not in `run`: the next one sees `pending`.
-                OUT | SIGNALLED => return,
-                IN => {
-                    if self
-                        .state
-                        .compare_exchange(IN, KICKING, Ordering::SeqCst, Ordering::SeqCst)
-                        .is_err()
-                    {
-                        continue;
-                    }
-                    // The thread stays in this run until `state` changes, and a kick that is no
-                    // longer pending was returned by the run before.
-                    let after = if self.is_wanted() {
-                        signal(self.tid.load(Ordering::SeqCst));
-                        SIGNALLED
-                    } else {
-                        IN
-                    };
-                    self.state.store(after, Ordering::SeqCst);
-                    return;
-                }
-                _ => std::hint::spin_loop(),
-            }
-        }
-    }
-
-    /// Marks this thread as running the vCPU; says whether it has to come back at once.
-    pub(crate) fn enter(&self) -> bool {
-        self.tid.store(sys::gettid(), Ordering::Relaxed);
-        self.state.store(IN, Ordering::SeqCst);
-        self.is_wanted()
-    }
-
-    /// Marks the vCPU as not running. No signal of a kick is sent to this thread from here on.
-    pub(crate) fn leave(&self) {
-        let mut seen = IN;
-        while let Err(now) =
-            self.state
-                .compare_exchange(seen, OUT, Ordering::SeqCst, Ordering::SeqCst)
-        {
-            seen = if now == KICKING { IN } else { now };
-            std::hint::spin_loop();
-        }
-    }
-
-    /// Takes the pending kick, if there is one.
-    pub(crate) fn take(&self) -> bool {
-        self.pending.swap(false, Ordering::SeqCst)
-    }
-}
-
-fn signal(tid: i32) {
+/// Signals a thread.
+pub(crate) fn signal(tid: i32) {
     let number = SIGNAL.load(Ordering::Relaxed);
     // EAGAIN: the queue of real-time signals is full, which passes. Any other error means that the
     // thread is gone, and it cannot be while it is in `run`.

@@ -58,7 +58,7 @@ impl Vcpu {
             file,
             machine,
             id,
-            shared: Arc::new(Shared::new()),
+            shared: Arc::new(Shared::new(kick::signal)),
             exits: NEXT.fetch_add(1 << 40, Ordering::Relaxed),
             answered: true,
             settled: true,
@@ -242,7 +242,7 @@ impl Vcpu {
                 }),
                 _ => false,
             };
-            let kicked = shared.enter();
+            let kicked = shared.enter(sys::gettid());
             // Returning at once is no shortcut past the kernel: it first completes what the last
             // exit began.
             kicked || late

@@ -5,8 +5,8 @@ mod common;
 
 use common::{CODE, long, machine, modes, real};
 use kvm_vcpu::{
-    CpuidTable, Error, Exit, Feature, Kvm, Mode, MsrAccess, MsrExits, MsrFilter, MsrReason, Vcpu,
-    msr,
+    CpuidLevel, CpuidTable, Error, Exit, Feature, Kvm, Mode, MsrAccess, MsrExits, MsrFilter,
+    MsrReason, Vcpu, msr,
 };
 
 #[test]
@@ -73,6 +73,23 @@ fn what_a_guest_sees_is_found_out_by_looking() {
     assert_eq!(vcpu.run().unwrap(), Exit::Halt);
     let rdrand = vcpu.registers().unwrap().rcx >> 30 & 1 != 0;
     assert_eq!(effective.has(Feature::RDRAND), rdrand);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn a_guest_gets_the_cpu_of_a_level() {
+    let kvm = Kvm::open().unwrap();
+    let mut table = kvm.supported_cpuid().unwrap();
+    table.limit_to(CpuidLevel::V1).unwrap();
+    assert_eq!(table.level(), Some(CpuidLevel::V1));
+    let mut vcpu = real(&[0xf4]);
+    let now = vcpu.set_cpuid(&table).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    // Whether this host hides the rest or not, what is read back is what a guest sees.
+    let seen = kvm.effective_cpuid(&table).unwrap();
+    for feature in [Feature::SSE3, Feature::POPCNT, Feature::CX16] {
+        assert_eq!(now.has(feature), seen.has(feature), "{}", feature.name);
+    }
 }
 
 #[test]
