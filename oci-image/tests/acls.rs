@@ -52,8 +52,11 @@ fn get(path: &Path, name: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// Mode and both lists of every name in a tree.
-fn facts(root: &Path) -> Vec<(String, u32, Option<Vec<u8>>, Option<Vec<u8>>)> {
+/// Name, mode and both lists.
+type Facts = (String, u32, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// What there is in a tree.
+fn facts(root: &Path) -> Vec<Facts> {
     let mut todo = vec![root.to_owned()];
     let mut facts = Vec::new();
     while let Some(path) = todo.pop() {

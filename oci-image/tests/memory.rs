@@ -151,10 +151,10 @@ fn archives_that_promise_much_take_little() {
         record = format!("{} {record}", record.len() + 4);
         tar.with_data("global", b'g', record)
     });
-    let mut many_attributes = String::new();
+    let mut many_attributes = Vec::new();
     for number in 0..8000 {
         let record = format!(" SCHILY.xattr.user.{number:08}={}\n", "v".repeat(90));
-        many_attributes += &format!("{}{record}", record.len() + 3);
+        write!(many_attributes, "{}{record}", record.len() + 3).unwrap();
     }
     let archives = [
         huge(b'x'),

@@ -11,9 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use common::{Arena, Tar, gzip, layout, zstd};
 use oci_image::{
-    ArtifactBuilder, Credentials, Descriptor, Digest, Document, Error, Image, Index, LayoutWriter,
-    MediaType, Platform, Progress, Reference, Registry, RegistryOptions, Source, Store, Whiteouts,
-    copy, open,
+    ArtifactBuilder, Credentials, Digest, Document, Error, Image, Index, LayoutWriter, MediaType,
+    Platform, Progress, Reference, Registry, RegistryOptions, Source, Store, Whiteouts, copy, open,
 };
 use registries::{DockerRegistry, HTPASSWD, TokenService, tls};
 
