@@ -70,6 +70,7 @@ pub struct Command {
     pub(crate) gate: Option<OwnedFd>,
     pub(crate) oom_score_adj: Option<i16>,
     pub(crate) scheduler: Option<Scheduler>,
+    pub(crate) scheduler_flags: u64,
     pub(crate) nice: Option<i8>,
     pub(crate) io_priority: Option<IoPriority>,
     pub(crate) cpu_affinity: Option<Vec<u32>>,
@@ -145,6 +146,7 @@ impl Command {
             gate: None,
             oom_score_adj: None,
             scheduler: None,
+            scheduler_flags: 0,
             nice: None,
             io_priority: None,
             cpu_affinity: None,
@@ -282,6 +284,9 @@ impl Command {
 
     /// Joins an existing namespace by the path of its file: `/proc/PID/ns/…` or where it is
     /// bind-mounted.
+    ///
+    /// With a joined mount namespace, [`root`](Self::root) and mounts are made in it: for everybody
+    /// who is in it, with paths as they are seen there.
     pub fn join_path(&mut self, kind: Namespace, path: impl AsRef<Path>) -> &mut Self {
         self.joined
             .insert(kind, Join::Path(path.as_ref().to_owned()));
@@ -466,9 +471,8 @@ impl Command {
     ///
     /// With [`no_new_privs`](Self::no_new_privs) it is installed last. Without, it needs
     /// `CAP_SYS_ADMIN`, and is installed before users and capabilities change: it must then allow
-    /// the calls that do so. With an [`exec_gate`](Self::exec_gate) and a
-    /// [listener](Self::seccomp_listener) it is installed before the gate, because the parent may
-    /// leave there.
+    /// the calls that do so. With a [listener](Self::seccomp_listener) it is installed before the
+    /// barrier [`Ready`](crate::Barrier::Ready), because the program may need answers at once.
     #[doc(alias = "SECCOMP_SET_MODE_FILTER")]
     pub fn seccomp(&mut self, program: impl Into<Vec<u8>>) -> &mut Self {
         self.seccomp = Some(program.into());
@@ -482,8 +486,10 @@ impl Command {
         self
     }
 
-    /// Whether the filter's notifications are wanted: their fd comes with the
-    /// [`Child`](Child::seccomp_listener). The filter must allow `sendmsg`. Linux 5.0.
+    /// Whether the filter's notifications are wanted: their fd can be
+    /// [taken](Starting::take_seccomp_listener) at the barrier [`Ready`](crate::Barrier::Ready), or
+    /// comes with the [`Child`](Child::seccomp_listener). The filter must allow `sendmsg`,
+    /// `sendto`, `read` and `rt_sigaction`, which are called before `execve`. Linux 5.0.
     #[doc(alias = "SECCOMP_FILTER_FLAG_NEW_LISTENER")]
     pub fn seccomp_listener(&mut self, wanted: bool) -> &mut Self {
         self.seccomp_listener = wanted;
@@ -558,6 +564,15 @@ impl Command {
     #[doc(alias = "sched_setattr")]
     pub fn scheduler(&mut self, scheduler: Scheduler) -> &mut Self {
         self.scheduler = Some(scheduler);
+        self
+    }
+
+    /// The `SCHED_FLAG_…` bits that go with [`scheduler`](Self::scheduler), without which they mean
+    /// nothing: 1 is the default policy for children, 2 is for deadline tasks to take time that
+    /// others leave. See `sched_setattr(2)`.
+    #[doc(alias = "SCHED_FLAG_RESET_ON_FORK")]
+    pub fn scheduler_flags(&mut self, flags: u64) -> &mut Self {
+        self.scheduler_flags = flags;
         self
     }
 

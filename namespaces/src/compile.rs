@@ -16,7 +16,9 @@ use crate::init::own_arguments;
 use crate::plan::{JoinTime, Op, Plan};
 use crate::stdio::Kind;
 use crate::sys::{self, CStringArray, PlanFd};
-use crate::{Barrier, Command, Error, IdMap, Mount, Namespace, NamespaceId, Origin, UserMapping};
+use crate::{
+    Barrier, Command, Error, IdMap, Mount, Namespace, NamespaceId, Origin, Root, UserMapping,
+};
 
 /// A plan with what the parent needs besides.
 pub(crate) struct Compiled {
@@ -125,12 +127,12 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
     if command.no_new_privs {
         ops.push(Op::NoNewPrivs);
     }
-    ops.push(Op::Pause(Barrier::Ready));
-    // The parent, who wants the listener, may leave at the gate.
-    let before_gate = command.seccomp_listener && command.gate.is_some();
-    if command.no_new_privs && before_gate {
+    // The program, and execve itself, may need answers: whoever gives them has the listener before.
+    let early = command.seccomp_listener;
+    if command.no_new_privs && early {
         seccomp(command, &mut ops)?;
     }
+    ops.push(Op::Pause(Barrier::Ready));
     if let Some(gate) = &command.gate {
         ops.push(Op::Gate(fds.hold(gate.as_fd())?));
     }
@@ -142,7 +144,7 @@ pub(crate) fn compile(command: &Command, channel: OwnedFd) -> Result<Compiled, E
         session(command, &mut ops);
     }
     ops.push(Op::ResetSignals);
-    if command.no_new_privs && !before_gate {
+    if command.no_new_privs && !early {
         seccomp(command, &mut ops)?;
     }
     ops.push(Op::Exec);
@@ -212,13 +214,21 @@ fn check(command: &Command) -> Result<(), Error> {
         }
     }
     let own = |kind| new(kind) || command.joined.contains_key(&kind) || command.entered.is_some();
-    if !new(Namespace::Mount) {
-        if command.root.is_some() {
-            return invalid(
-                "root",
-                "it needs a new mount namespace; unshare Namespace::Mount",
-            );
-        }
+    let joins_mount = command.joined.contains_key(&Namespace::Mount);
+    let shares_root = command.root.as_ref().is_some_and(Root::is_shared);
+    if shares_root && (new(Namespace::Mount) || joins_mount) {
+        return invalid(
+            "root",
+            "it is a shared one and there is a mount namespace; give one with Root::path",
+        );
+    }
+    if !new(Namespace::Mount) && !joins_mount && !shares_root && command.root.is_some() {
+        return invalid(
+            "root",
+            "it needs a mount namespace; unshare Namespace::Mount, join one, or see Root::shared",
+        );
+    }
+    if !new(Namespace::Mount) && command.root.is_none() {
         if !command.mounts.is_empty() {
             return invalid(
                 "mounts",

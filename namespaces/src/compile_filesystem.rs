@@ -9,7 +9,8 @@ use crate::mount::{RootKind, Source};
 use crate::plan::{Attributes, CopyUp, Op, PropagationChange, Target};
 use crate::sys::MountAttr;
 use crate::{
-    Barrier, Command, Error, IdMap, Mount, MountAttributes, Namespace, Propagation, UserMapping,
+    Barrier, Command, Error, IdMap, Mount, MountAttributes, Namespace, Propagation, Root,
+    UserMapping,
 };
 
 pub(crate) fn filesystem(
@@ -18,7 +19,9 @@ pub(crate) fn filesystem(
     fds: &mut Fds,
     in_user: bool,
 ) -> Result<(), Error> {
-    if !command.new.contains(&Namespace::Mount) {
+    let joins = command.joined.contains_key(&Namespace::Mount) && command.root.is_some();
+    let shared = command.root.as_ref().is_some_and(Root::is_shared);
+    if !command.new.contains(&Namespace::Mount) && !joins && !shared {
         if let Some(terminal) = terminal(command)? {
             ops.push(Op::StayInRoot);
             ops.push(terminal);
@@ -30,17 +33,20 @@ pub(crate) fn filesystem(
         Propagation::Slave | Propagation::Shared
     );
     ops.push(Op::Umask(None));
-    ops.push(Op::Propagate {
-        flag: propagation_flag(if receives {
-            Propagation::Slave
-        } else {
-            Propagation::Private
-        }),
-    });
+    if !shared {
+        ops.push(Op::Propagate {
+            flag: propagation_flag(if receives {
+                Propagation::Slave
+            } else {
+                Propagation::Private
+            }),
+        });
+    }
     match &command.root {
         None => ops.push(Op::StayInRoot),
         Some(root) => ops.push(match &root.0 {
             RootKind::Path(path) => Op::AttachRootPath(c_string("root", path.as_os_str())?),
+            RootKind::Shared(path) => Op::OpenRoot(c_string("root", path.as_os_str())?),
             RootKind::Detached(fd) => Op::AttachRootMount(fds.hold(fd.as_fd())?),
         }),
     }
@@ -104,6 +110,10 @@ pub(crate) fn filesystem(
     }
     if command.root_read_only {
         ops.push(Op::ReadOnlyRoot { recursive: false });
+    }
+    if shared {
+        ops.push(Op::ChangeRoot);
+        return Ok(());
     }
     if command.root.is_some() {
         ops.push(Op::PivotRoot);
@@ -189,6 +199,12 @@ fn compile_mount(
         },
         Source::Detached(fd) => Op::MountDetached {
             fd: fds.hold(fd.as_fd())?,
+            attributes,
+            target,
+            propagation,
+        },
+        Source::Mounted { options } => Op::ChangeMount {
+            options: compile_options(options)?.0,
             attributes,
             target,
             propagation,

@@ -186,6 +186,7 @@ pub(crate) fn scheduling(command: &Command, ops: &mut Vec<Op>) -> Result<(), Err
                 .take()
                 .unwrap_or_else(|| rustix::process::getpriority_process(None).unwrap_or_default());
         }
+        attr.flags = command.scheduler_flags;
         ops.push(Op::Scheduler(attr));
     }
     if let Some(nice) = nice {

@@ -164,9 +164,14 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
         Op::Enter { process, flags } => {
             sys::setns(process.in_child(), *flags).map_err(Failure::of(Call::Setns))
         }
-        Op::EnterRoot(root) => {
-            rustix::process::fchdir(root.in_child()).map_err(Failure::of(Call::Fchdir))?;
-            rustix::process::chroot(c".").map_err(Failure::of(Call::Chroot))
+        Op::EnterRoot(root) => filesystem::change_root(root.in_child()),
+        Op::ChangeRoot => filesystem::change_root(root(state)?),
+        Op::OpenRoot(path) => {
+            state.root = Some(filesystem::open_source(
+                path,
+                rustix::fs::OFlags::DIRECTORY,
+            )?);
+            Ok(())
         }
         Op::CloneAgain { namespaces, cgroup } => {
             let cgroup = cgroup.as_ref().map(PlanFd::in_child);
@@ -281,6 +286,19 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
         } => filesystem::mount_detached(
             root(state)?,
             fd.in_child(),
+            attributes,
+            target,
+            *propagation,
+            &state.taken,
+        ),
+        Op::ChangeMount {
+            options,
+            attributes,
+            target,
+            propagation,
+        } => filesystem::change_mount(
+            root(state)?,
+            options,
             attributes,
             target,
             *propagation,

@@ -71,6 +71,7 @@ impl Plan {
                 format!("attach the root, the detached mount of fd {}", fd.number()),
             ),
             Op::StayInRoot => (Step::AttachRoot, "open the root".into()),
+            Op::OpenRoot(path) => (Step::AttachRoot, format!("open the root {}", text(path))),
             Op::MountFilesystem { kind, target, .. } => (
                 Step::Mount,
                 format!("mount {} on {}", text(kind), at(target)),
@@ -82,6 +83,10 @@ impl Plan {
             Op::MountDetached { fd, target, .. } => (
                 Step::Mount,
                 format!("move the mount of fd {} to {}", fd.number(), at(target)),
+            ),
+            Op::ChangeMount { target, .. } => (
+                Step::Mount,
+                format!("change what is mounted on {}", at(target)),
             ),
             Op::FillDev { target, .. } => {
                 (Step::Mount, format!("make the devices of {}", at(target)))
@@ -95,7 +100,7 @@ impl Plan {
                 (Step::ReadOnly, format!("make /{} read-only", text(path)))
             }
             Op::ReadOnlyRoot { .. } => (Step::ReadOnly, "make the root read-only".into()),
-            Op::PivotRoot => (Step::PivotRoot, "switch to the new root".into()),
+            Op::PivotRoot | Op::ChangeRoot => (Step::PivotRoot, "switch to the new root".into()),
             Op::RootPropagation { .. } => (
                 Step::Propagation,
                 "set the propagation of the new root".into(),
@@ -214,6 +219,9 @@ impl Plan {
             (Op::MountFilesystem { copy_up, .. }, libc::ELOOP) if *copy_up != CopyUp::Nothing => {
                 "the directories to be copied are more than 64 deep; make them flatter"
             }
+            (Op::ChangeMount { .. }, libc::EINVAL) => {
+                "nothing is mounted there, or its file system does not take one of the options"
+            }
             (Op::MountFilesystem { .. }, libc::ENODEV) => {
                 "this kernel has no such file system; load its module or leave the mount out"
             }
@@ -224,6 +232,7 @@ impl Plan {
                 Op::MountFilesystem { target, .. }
                 | Op::MountBind { target, .. }
                 | Op::MountDetached { target, .. }
+                | Op::ChangeMount { target, .. }
                 | Op::FillDev { target, .. },
                 libc::ENOENT,
             ) if !target.create => "the target does not exist in the root; make it first",
@@ -257,8 +266,12 @@ impl Plan {
                 | Op::FillDev { .. },
                 libc::EROFS,
             ) => "the target is missing and the root is read-only; make the target in the image",
-            (Op::AttachRootPath(_), libc::ENOENT) => "there is no such directory; check the path",
-            (Op::AttachRootPath(_), libc::ENOTDIR) => "the root must be a directory",
+            (Op::AttachRootPath(_) | Op::OpenRoot(_), libc::ENOENT) => {
+                "there is no such directory; check the path"
+            }
+            (Op::AttachRootPath(_) | Op::OpenRoot(_), libc::ENOTDIR) => {
+                "the root must be a directory"
+            }
             (Op::AttachRootMount(_), libc::EINVAL) => {
                 "the fd must be a detached mount (fsmount, or open_tree with OPEN_TREE_CLONE) that was not used before"
             }

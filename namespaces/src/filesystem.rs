@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
 };
 
 use crate::copy_up;
@@ -544,15 +545,7 @@ fn make_filesystem(new: &NewFilesystem<'_>, attributes: &Attributes) -> Result<O
         .map_err(Failure::of(Call::Fsopen))?;
     rustix::mount::fsconfig_set_string(fs.as_fd(), c"source", new.name)
         .map_err(Failure::of(Call::Fsconfig))?;
-    for (key, value) in new.options {
-        match value {
-            Some(value) => {
-                rustix::mount::fsconfig_set_string(fs.as_fd(), key.as_c_str(), value.as_c_str())
-            }
-            None => rustix::mount::fsconfig_set_flag(fs.as_fd(), key.as_c_str()),
-        }
-        .map_err(Failure::of(Call::Fsconfig))?;
-    }
+    configure(fs.as_fd(), new.options)?;
     rustix::mount::fsconfig_create(fs.as_fd()).map_err(Failure::of(Call::Fsconfig))?;
     rustix::mount::fsmount(
         fs.as_fd(),
@@ -561,6 +554,40 @@ fn make_filesystem(new: &NewFilesystem<'_>, attributes: &Attributes) -> Result<O
         MountAttrFlags::from_bits_retain(u32::try_from(attributes.attr.set).unwrap_or(0)),
     )
     .map_err(Failure::of(Call::Fsmount))
+}
+
+fn configure(fs: BorrowedFd<'_>, options: &[(CString, Option<CString>)]) -> Result<()> {
+    for (key, value) in options {
+        match value {
+            Some(value) => rustix::mount::fsconfig_set_string(fs, key.as_c_str(), value.as_c_str()),
+            None => rustix::mount::fsconfig_set_flag(fs, key.as_c_str()),
+        }
+        .map_err(Failure::of(Call::Fsconfig))?;
+    }
+    Ok(())
+}
+
+/// Changes what is mounted at the target already.
+pub(crate) fn change_mount(
+    root: BorrowedFd<'_>,
+    options: &[(CString, Option<CString>)],
+    attributes: &Attributes,
+    target: &Target,
+    propagation: Option<PropagationChange>,
+    taken: &Taken,
+) -> Result<()> {
+    let mount = open_target(root, target, Make::Directory)?;
+    if !options.is_empty() {
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let fs =
+            rustix::mount::fspick(mount.as_fd(), c"", flags).map_err(Failure::of(Call::Fspick))?;
+        configure(fs.as_fd(), options)?;
+        rustix::mount::fsconfig_reconfigure(fs.as_fd()).map_err(Failure::of(Call::Fsconfig))?;
+    }
+    if !set_attributes(mount.as_fd(), attributes)? {
+        set_attributes_attached(mount.as_fd(), attributes, taken)?;
+    }
+    set_propagation(mount.as_fd(), propagation, taken)
 }
 
 pub(crate) fn mount_bind(
@@ -723,6 +750,12 @@ pub(crate) fn read_only_root(root: BorrowedFd<'_>, recursive: bool, taken: &Take
     } else {
         set_attributes_attached(root, &attributes, taken)
     }
+}
+
+/// Makes `root` the root of this process alone.
+pub(crate) fn change_root(root: BorrowedFd<'_>) -> Result<()> {
+    rustix::process::fchdir(root).map_err(Failure::of(Call::Fchdir))?;
+    rustix::process::chroot(c".").map_err(Failure::of(Call::Chroot))
 }
 
 /// Makes `root` the root of this process and lets go of the old one.

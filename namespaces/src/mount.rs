@@ -73,6 +73,10 @@ pub(crate) enum Source {
         recursive: bool,
     },
     Detached(OwnedFd),
+    /// What is mounted at the target already.
+    Mounted {
+        options: Vec<(OsString, Option<OsString>)>,
+    },
     /// The minimal /dev.
     Dev {
         options: Vec<(OsString, Option<OsString>)>,
@@ -235,6 +239,16 @@ impl Mount {
         ))
     }
 
+    /// Changes what is mounted at the target already: its attributes and propagation, and with
+    /// [options](Self::option) those of the file system itself, which needs the new mount API.
+    /// Fails with `EINVAL` where nothing is mounted.
+    #[doc(alias = "MS_REMOUNT")]
+    #[doc(alias = "fspick")]
+    pub fn mounted(target: impl AsRef<Path>) -> Self {
+        let options = Vec::new();
+        Self::new(Source::Mounted { options }, target.as_ref()).create_target(false)
+    }
+
     /// What a container's programs expect: `/proc`, `/dev` with `pts`, `shm` and `mqueue`, and a
     /// read-only `/sys`.
     pub fn standard() -> Vec<Self> {
@@ -361,7 +375,10 @@ impl Mount {
     /// proc. Without meaning for binds and detached mounts.
     #[doc(alias = "fsconfig")]
     pub fn option(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        if let Source::Filesystem { options, .. } | Source::Dev { options } = &mut self.source {
+        if let Source::Filesystem { options, .. }
+        | Source::Dev { options }
+        | Source::Mounted { options } = &mut self.source
+        {
             options.push((key.into(), Some(value.into())));
         }
         self
@@ -369,7 +386,10 @@ impl Mount {
 
     /// An option of the file system without a value.
     pub fn flag(mut self, key: impl Into<OsString>) -> Self {
-        if let Source::Filesystem { options, .. } | Source::Dev { options } = &mut self.source {
+        if let Source::Filesystem { options, .. }
+        | Source::Dev { options }
+        | Source::Mounted { options } = &mut self.source
+        {
             options.push((key.into(), None));
         }
         self
@@ -416,6 +436,7 @@ pub struct Root(pub(crate) RootKind);
 pub(crate) enum RootKind {
     Path(PathBuf),
     Detached(OwnedFd),
+    Shared(PathBuf),
 }
 
 impl Root {
@@ -428,6 +449,18 @@ impl Root {
     /// moved, so it can be used for one process only.
     pub fn detached(mount: OwnedFd) -> Self {
         Self(RootKind::Detached(mount))
+    }
+
+    /// A directory as it is, for a process without a mount namespace of its own: mounts in it are
+    /// everybody's and stay when the process has ended, and `chroot(2)` alone keeps the process in
+    /// it, which holds nobody who may chroot himself. To be read-only it must be a mount.
+    #[doc(alias = "chroot")]
+    pub fn shared(path: impl Into<PathBuf>) -> Self {
+        Self(RootKind::Shared(path.into()))
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.0, RootKind::Shared(_))
     }
 }
 

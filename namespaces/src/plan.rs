@@ -109,6 +109,8 @@ pub(crate) enum Op {
     AttachRootMount(PlanFd),
     /// Takes the `/` there is as the place of mounts.
     StayInRoot,
+    /// Takes a directory as it is as the new root.
+    OpenRoot(CString),
     MountFilesystem {
         kind: CString,
         name: CString,
@@ -134,6 +136,13 @@ pub(crate) enum Op {
         target: Target,
         propagation: Option<PropagationChange>,
     },
+    /// Changes what is mounted at the target.
+    ChangeMount {
+        options: Vec<(CString, Option<CString>)>,
+        attributes: Attributes,
+        target: Target,
+        propagation: Option<PropagationChange>,
+    },
     /// Fills the minimal `/dev` that was mounted just before.
     FillDev {
         target: Target,
@@ -152,6 +161,8 @@ pub(crate) enum Op {
         recursive: bool,
     },
     PivotRoot,
+    /// Makes the new root the one of this process alone.
+    ChangeRoot,
     /// Propagation of the new root, after everything is mounted.
     RootPropagation {
         flag: u64,

@@ -50,6 +50,7 @@ calls! {
     Fchdir = "fchdir",
     Fcntl = "fcntl",
     Fsconfig = "fsconfig",
+    Fspick = "fspick",
     Fsmount = "fsmount",
     Fsopen = "fsopen",
     Fstat = "fstat",

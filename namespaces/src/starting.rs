@@ -108,8 +108,8 @@ impl Starting {
     }
 
     /// Takes the fd with the notifications of the seccomp filter, when it was asked for and the
-    /// process has got that far: to the barrier [`Ready`](Barrier::Ready), unless with
-    /// `no_new_privs`, where it comes with the [`Child`].
+    /// process has got that far: to the barrier [`Ready`](Barrier::Ready). One that is not taken
+    /// here comes with the [`Child`].
     pub fn take_seccomp_listener(&mut self) -> Option<OwnedFd> {
         self.child.as_mut()?.seccomp_listener.take()
     }

@@ -31,6 +31,19 @@ fn scheduling_is_as_given() {
     let mut command = Command::new("cat");
     command.scheduler(Scheduler::Batch).nice(19);
     assert_eq!(stat(&mut command, 19), "19");
+    // The kernel is given the flags: it knows none of this number.
+    let error = Command::new("true")
+        .scheduler(Scheduler::Batch)
+        .scheduler_flags(1 << 40)
+        .spawn()
+        .expect_err("no such flag");
+    assert!(
+        matches!(&error, Error::Step(step) if step.step() == Step::Scheduling),
+        "{error}"
+    );
+    command = Command::new("cat");
+    command.scheduler(Scheduler::Batch).scheduler_flags(1);
+    assert_eq!(stat(&mut command, 41), "3");
     let mut command = Command::new("grep");
     command
         .args(["Cpus_allowed_list", "/proc/self/status"])

@@ -193,6 +193,39 @@ fn owners_and_devices_are_copied_up() {
 }
 
 #[test]
+fn what_is_mounted_can_be_changed() {
+    let rootfs = Rootfs::new();
+    let mut command = container(&rootfs, "cat /proc/self/mountinfo");
+    command
+        .mount(Mount::proc("/proc"))
+        .mount(Mount::tmpfs("/t").option("size", "64k"))
+        .mount(
+            Mount::mounted("/t")
+                .option("size", "128k")
+                .with(A::NO_EXEC)
+                .without(A::NO_SUID),
+        );
+    let seen = stdout(&mut command);
+    let line = seen
+        .lines()
+        .find(|line| line.split(' ').nth(4) == Some("/t"))
+        .expect("it is mounted");
+    assert!(line.contains("size=128k"), "{line}");
+    let options = options(&mut command, "/t");
+    assert!(options[""].contains(&"noexec".into()), "{line}");
+    assert!(!options[""].contains(&"nosuid".into()), "{line}");
+
+    let mut nothing = container(&rootfs, "true");
+    nothing.mount(Mount::mounted("/etc").with(A::NO_EXEC));
+    let error = nothing.spawn().expect_err("nothing is mounted there");
+    let text = error.to_string();
+    assert!(
+        text.contains("change what is mounted on /etc") && text.contains("nothing is mounted"),
+        "{text}"
+    );
+}
+
+#[test]
 fn links_and_late_read_only() {
     let rootfs = Rootfs::new();
     symlink("theirs", rootfs.join("etc/there")).expect("symlink");

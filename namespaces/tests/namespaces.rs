@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd;
 
-use common::stdout;
-use namespaces::{Barrier, Command, Error, IdMap, IdRange, Namespace, Stdio, UserMapping};
+use common::{Rootfs, stdout};
+use namespaces::{
+    Barrier, Command, Error, IdMap, IdRange, Mount, Namespace, Root, Stdio, UserMapping,
+};
 
 /// The namespaces of a process, by kind.
 fn of(pid: &str) -> BTreeMap<Namespace, String> {
@@ -86,13 +88,55 @@ fn every_kind_can_be_joined() {
 }
 
 #[test]
+fn a_root_is_made_in_a_joined_mount_namespace() {
+    let rootfs = Rootfs::new();
+    let mut first = Command::new("cat");
+    first
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .unshare([Namespace::User, Namespace::Mount, Namespace::Pid])
+        .user_namespace(UserMapping::CallerAsRoot);
+    let first = first.spawn().expect("spawn");
+    let mut second = Command::new("/bin/sh");
+    second
+        .args(["-c", "readlink /proc/self/ns/mnt; ls /"])
+        .join(Namespace::User, first.as_fd())
+        .join(Namespace::Mount, first.as_fd())
+        .join(Namespace::Pid, first.as_fd())
+        .root(rootfs.path())
+        .mount(Mount::proc("/proc"));
+    let seen = stdout(&mut second);
+    let theirs = of(&first.pid().to_string());
+    assert_eq!(
+        seen.lines().next(),
+        Some(theirs[&Namespace::Mount].as_str())
+    );
+    assert!(!seen.contains("sys"), "the old root is gone: {seen}");
+}
+
+#[test]
+fn a_shared_root_needs_no_mount_namespace() {
+    let rootfs = Rootfs::new();
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "pwd; ls /"])
+        .unshare([Namespace::User])
+        .user_namespace(UserMapping::CallerAsRoot)
+        .root(Root::shared(rootfs.path()));
+    assert_eq!(stdout(&mut command), "/\nbin\netc\n");
+    command.unshare([Namespace::Mount]);
+    let error = command.spawn().expect_err("there is a mount namespace");
+    assert!(error.to_string().starts_with("root: "), "{error}");
+}
+
+#[test]
 fn a_joined_pid_namespace_counts_on() {
     let mut command = Command::new("cat");
     command
         .stdin(Stdio::piped())
         .unshare([Namespace::Pid, Namespace::Mount])
         .user_namespace(UserMapping::CallerAsRoot)
-        .mount(namespaces::Mount::proc("/proc"));
+        .mount(Mount::proc("/proc"));
     let first = command.spawn().expect("spawn");
     let mut second = Command::new("sh");
     second.args(["-c", "echo $$; cat /proc/1/comm; id -u"]);
@@ -274,7 +318,7 @@ fn a_network_device_is_moved_to_the_waiting_process() {
         .args(["-c", &script])
         .stdout(Stdio::piped())
         .unshare([Namespace::Net, Namespace::Mount])
-        .mount(namespaces::Mount::sysfs("/sys"));
+        .mount(Mount::sysfs("/sys"));
     let mut starting = command.start().expect("start");
     let pid = starting.pid().to_string();
     common::run("ip", &["link", "set", &theirs, "netns", &pid]);
