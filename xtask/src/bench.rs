@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the libraries' benches, also beside other libraries, and the programs
 //! beside their peers.
 
+mod bundle;
 mod contender;
 mod peers;
 mod plot;

@@ -11,13 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::exec;
 
+/// The words of a command for the run with a number.
+pub(crate) type Words = Box<dyn Fn(u32) -> Vec<OsString>>;
+
 /// One of those that are compared.
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
     /// What is in the time that it takes, in one line.
     pub(crate) includes: &'static str,
     /// The command's words for a run with this number.
-    pub(crate) words: Box<dyn Fn(u32) -> Vec<OsString>>,
+    pub(crate) words: Words,
     /// A file in which the command says how long its own preparation took, which is left out.
     pub(crate) report: Option<PathBuf>,
     pub(crate) times: Vec<Duration>,

@@ -11,9 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use serde_json::json;
 
-use super::contender::{Contender, Line, Once};
+use super::bundle;
+use super::contender::{Contender, Line, Once, Words};
 use super::plot;
 use crate::exec;
 use crate::places;
@@ -34,6 +34,9 @@ const BUILD: Duration = Duration::from_mins(30);
 /// Rounds whose times are not counted.
 const WARM_UP: u32 = 2;
 const FLOOR: &str = "C floor";
+/// A container in steps: `$0` is a runtime, then come its state, a bundle and a name.
+const STEPS: &str = r#""$0" --root "$1" create --bundle "$2" "$3" < /dev/null &&
+    "$0" --root "$1" start "$3" && "$0" --root "$1" delete --force "$3""#;
 
 /// All that comes out, as it is written to a file.
 #[derive(Serialize)]
@@ -136,12 +139,12 @@ fn measure(contenders: &mut [Contender], rounds: u32) -> Result<()> {
 
 fn print(results: &Results) {
     println!(
-        "{:<26} {:>9} {:>9} {:>9} {:>8}",
+        "{:<32} {:>9} {:>9} {:>9} {:>8}",
         "", "median", "p10", "p90", "floor ×"
     );
     for line in &results.lines {
         println!(
-            "{:<26} {:>6.1} ms {:>6.1} ms {:>6.1} ms {:>8.2}",
+            "{:<32} {:>6.1} ms {:>6.1} ms {:>6.1} ms {:>8.2}",
             line.name, line.median_ms, line.p10_ms, line.p90_ms, line.times_the_floor
         );
     }
@@ -168,6 +171,8 @@ struct Stage {
     runtime: PathBuf,
     rootfs: PathBuf,
     bundle: PathBuf,
+    /// The same container with limits and a seccomp profile.
+    limited: PathBuf,
     image: PathBuf,
     scratch: PathBuf,
 }
@@ -214,13 +219,18 @@ impl Stage {
         fs::copy(&busybox, rootfs.join("bin/busybox")).context("cannot copy busybox")?;
         symlink("busybox", rootfs.join("bin/true")).context("cannot make a link to busybox")?;
 
-        let bundle = scratch.join("bundle");
-        fs::create_dir_all(&bundle).context("cannot make the bundle")?;
-        fs::write(
-            bundle.join("config.json"),
-            serde_json::to_vec_pretty(&config(&rootfs))?,
-        )
-        .context("cannot write the bundle")?;
+        let write = |name: &str, config: &serde_json::Value| -> Result<PathBuf> {
+            let bundle = scratch.join(name);
+            fs::create_dir_all(&bundle).context("cannot make the bundle")?;
+            fs::write(
+                bundle.join("config.json"),
+                serde_json::to_vec_pretty(config)?,
+            )
+            .context("cannot write the bundle")?;
+            Ok(bundle)
+        };
+        let bundle = write("bundle", &bundle::usual(&rootfs))?;
+        let limited = write("limited", &bundle::limited(&rootfs)?)?;
 
         let release = places::target().join("release");
         let image = scratch.join("image");
@@ -233,6 +243,7 @@ impl Stage {
             runtime: release.join("cofferdam-runtime"),
             rootfs,
             bundle,
+            limited,
             image,
             scratch: scratch.to_path_buf(),
         })
@@ -258,22 +269,33 @@ impl Stage {
             self.rootfs.clone().into(),
             "/bin/true".into(),
         ];
-        let runtime = |program: PathBuf| {
-            let state = self.scratch.join(program.file_name().unwrap_or_default());
-            let bundle = self.bundle.clone();
+        let state = |program: &Path| self.scratch.join(program.file_name().unwrap_or_default());
+        let run = |program: &Path, bundle: &Path| {
+            let words: [OsString; 5] = [
+                program.into(),
+                "--root".into(),
+                state(program).into(),
+                "run".into(),
+                "--bundle".into(),
+            ];
+            let bundle = bundle.to_owned();
             move |number| {
-                vec![
-                    program.clone().into(),
-                    "--root".into(),
-                    state.clone().into(),
-                    "run".into(),
-                    "--bundle".into(),
-                    bundle.clone().into(),
-                    name(number).into(),
-                ]
+                let last = [bundle.clone().into(), name(number).into()];
+                words.iter().cloned().chain(last).collect()
             }
         };
-        vec![
+        let steps = |program: &Path| {
+            let words: [OsString; 6] = [
+                "sh".into(),
+                "-c".into(),
+                STEPS.into(),
+                program.into(),
+                state(program).into(),
+                self.bundle.clone().into(),
+            ];
+            move |number| words.iter().cloned().chain([name(number).into()]).collect()
+        };
+        let mut contenders = vec![
             Contender {
                 name: FLOOR,
                 includes: "clone3 with five namespaces, bind of the root, proc, pivot_root, exec, \
@@ -297,29 +319,52 @@ impl Stage {
                 report: Some(report.clone()),
                 times: Vec::new(),
             },
-            Contender {
-                name: "cofferdam-runtime run",
-                includes: "bundle on disk, cgroups, namespaces, /dev, capabilities, masked paths, \
-                           exec, exit, all removed again",
-                words: Box::new(runtime(self.runtime.clone())),
-                report: None,
-                times: Vec::new(),
-            },
-            Contender {
-                name: "runc run",
-                includes: "the same bundle",
-                words: Box::new(runtime("runc".into())),
-                report: None,
-                times: Vec::new(),
-            },
-            Contender {
-                name: "crun run",
-                includes: "the same bundle",
-                words: Box::new(runtime("crun".into())),
-                report: None,
-                times: Vec::new(),
-            },
-        ]
+        ];
+        let peers = [
+            (
+                self.runtime.clone(),
+                [
+                    "cofferdam-runtime run",
+                    "cofferdam-runtime run, limited",
+                    "cofferdam-runtime in steps",
+                ],
+            ),
+            (
+                PathBuf::from("runc"),
+                ["runc run", "runc run, limited", "runc in steps"],
+            ),
+            (
+                "crun".into(),
+                ["crun run", "crun run, limited", "crun in steps"],
+            ),
+        ];
+        for (program, names) in peers {
+            let words: [(_, Words); 3] = [
+                (
+                    "bundle on disk, cgroups, namespaces, /dev, capabilities, masked paths, exec, \
+                     exit, all removed again",
+                    Box::new(run(&program, &self.bundle)),
+                ),
+                (
+                    "the same with limits of memory, CPU and processes, and a seccomp profile",
+                    Box::new(run(&program, &self.limited)),
+                ),
+                (
+                    "create, start and delete of the first bundle, by a shell",
+                    Box::new(steps(&program)),
+                ),
+            ];
+            for (name, (includes, words)) in names.into_iter().zip(words) {
+                contenders.push(Contender {
+                    name,
+                    includes,
+                    words,
+                    report: None,
+                    times: Vec::new(),
+                });
+            }
+        }
+        contenders
     }
 
     /// Removes what an interrupted or failed run of a peer leaves; ours leaves nothing.
@@ -364,57 +409,4 @@ fn done(command: Command, show: fn(&[u8])) -> Result<()> {
         bail!("{what} failed ({}):\n{}", ran.end(), ran.output.trim_end());
     }
     Ok(())
-}
-
-/// What `runc spec` writes, with /bin/true for the command: the usual container.
-fn config(rootfs: &Path) -> serde_json::Value {
-    let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
-    let usual = |kind: &str, at: &str, more: &[&str]| {
-        let options = [&["nosuid", "noexec", "nodev"], more].concat();
-        json!({ "type": kind, "source": kind, "destination": at, "options": options })
-    };
-    json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "terminal": false,
-            "user": { "uid": 0, "gid": 0 },
-            "args": ["/bin/true"],
-            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
-            "cwd": "/",
-            "capabilities": {
-                "bounding": capabilities,
-                "effective": capabilities,
-                "permitted": capabilities,
-            },
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024 }],
-            "noNewPrivileges": true,
-        },
-        "root": { "path": rootfs, "readonly": false },
-        "hostname": "bench",
-        "mounts": [
-            usual("proc", "/proc", &[]),
-            {
-                "type": "tmpfs", "source": "tmpfs", "destination": "/dev",
-                "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
-            },
-            {
-                "type": "devpts", "source": "devpts", "destination": "/dev/pts",
-                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
-            },
-            usual("tmpfs", "/dev/shm", &["mode=1777", "size=65536k"]),
-            usual("mqueue", "/dev/mqueue", &[]),
-            usual("sysfs", "/sys", &["ro"]),
-        ],
-        "linux": {
-            "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-            "namespaces": [
-                { "type": "pid" }, { "type": "network" }, { "type": "ipc" },
-                { "type": "uts" }, { "type": "mount" },
-            ],
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
-            "readonlyPaths": [
-                "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
-            ],
-        },
-    })
 }
