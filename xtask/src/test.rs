@@ -37,6 +37,7 @@ const TOOLS: &[Tool] = &[
         "podman",
         "drive the runtime and move images in tests",
     ),
+    Tool::program("criu", "criu", "write containers to disk in tests"),
     Tool::program("dockerd", "docker.io", "drive the runtime in tests"),
     Tool::program("docker", "docker.io", "drive the runtime in tests"),
     Tool::program("ctr", "containerd", "drive the runtime in tests"),

@@ -98,11 +98,29 @@ fn scheduler(command: &mut Command, asked: &config::Scheduler) -> Result<()> {
             asked.policy
         );
     }
-    if let Some(flag) = asked.flags.first() {
-        bail!("{place}.flags[0]: {flag}: not supported yet by this runtime; remove it");
+    let mut flags = 0;
+    for (index, name) in asked.flags.iter().enumerate() {
+        flags |= scheduler_flag(name, &format!("{place}.flags[{index}]"))?;
     }
-    command.scheduler(scheduler);
+    command.scheduler(scheduler).scheduler_flags(flags);
     Ok(())
+}
+
+/// The `SCHED_FLAG_…` of `linux/sched.h`.
+fn scheduler_flag(name: &str, place: &str) -> Result<u64> {
+    Ok(match name {
+        "SCHED_FLAG_RESET_ON_FORK" => 0x01,
+        "SCHED_FLAG_RECLAIM" => 0x02,
+        "SCHED_FLAG_DL_OVERRUN" => 0x04,
+        "SCHED_FLAG_KEEP_POLICY" => 0x08,
+        "SCHED_FLAG_KEEP_PARAMS" => 0x10,
+        "SCHED_FLAG_UTIL_CLAMP_MIN" | "SCHED_FLAG_UTIL_CLAMP_MAX" => {
+            bail!("{place}: {name}: the specification has no property for the value; remove it")
+        }
+        other => bail!(
+            "{place}: `{other}` is none; choose among SCHED_FLAG_RESET_ON_FORK, SCHED_FLAG_RECLAIM, SCHED_FLAG_DL_OVERRUN, SCHED_FLAG_KEEP_POLICY, SCHED_FLAG_KEEP_PARAMS"
+        ),
+    })
 }
 
 fn io_priority(asked: &config::IoPriority) -> Result<IoPriority> {
@@ -262,6 +280,10 @@ mod tests {
             (
                 r#"{"scheduler": {"policy": "SCHED_OTHER", "priority": 3}}"#,
                 "process.scheduler.priority",
+            ),
+            (
+                r#"{"scheduler": {"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_RESET_ON_FORK", "X"]}}"#,
+                "process.scheduler.flags[1]",
             ),
             (
                 r#"{"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 8}}"#,

@@ -1,9 +1,17 @@
 //! The command line: what a person or an engine types, parsed into types. Names, short forms and
 //! meanings are runc's.
 
+mod checkpoint;
+mod exec;
+mod update;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use checkpoint::{Checkpoint, Images, Restore};
+pub(crate) use exec::Exec;
+pub(crate) use update::Update;
 
 use crate::id::ContainerId;
 
@@ -77,13 +85,7 @@ pub(crate) struct Global {
     pub(crate) rootless: Rootless,
 
     /// Program for checkpoints; found in PATH.
-    #[arg(
-        long,
-        value_name = "PATH",
-        default_value = "criu",
-        hide = true,
-        global = true
-    )]
+    #[arg(long, value_name = "PATH", default_value = "criu", global = true)]
     pub(crate) criu: PathBuf,
 }
 
@@ -335,197 +337,6 @@ pub(crate) struct Ps {
     pub(crate) options: Vec<String>,
 }
 
-/// Run another program in a running container.
-///
-/// It gets the namespaces, control group, seccomp filter, and unless options say otherwise the
-/// environment, user, rights and directory of the container's own.
-///
-/// Exit status: the process's own; 128+N if signal N ended it; 255 if it could not be run.
-#[derive(Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an option of its own"
-)]
-#[command(after_help = "\
-Examples:
-  cofferdam-runtime exec my-container ps
-  cofferdam-runtime exec --tty --user 1000 my-container sh
-  cofferdam-runtime exec --process process.json --detach --pid-file /run/x.pid my-container")]
-pub(crate) struct Exec {
-    /// Socket that the other end of the terminal is sent to.
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) console_socket: Option<PathBuf>,
-
-    /// Socket that a pidfd of the process is sent to.
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) pidfd_socket: Option<PathBuf>,
-
-    /// Working directory in the container.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) cwd: Option<PathBuf>,
-
-    /// Environment variable, NAME=VALUE. May be given more than once.
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub(crate) env: Vec<String>,
-
-    /// Give it a terminal.
-    #[arg(short, long)]
-    pub(crate) tty: bool,
-
-    /// User, and group, by number.
-    #[arg(short, long, value_name = "UID[:GID]")]
-    pub(crate) user: Option<String>,
-
-    /// Supplementary group by number. May be given more than once.
-    #[arg(short = 'g', long, value_name = "GID")]
-    pub(crate) additional_gids: Vec<u32>,
-
-    /// File with what to run, as `process` of config.json.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) process: Option<PathBuf>,
-
-    /// Do not wait.
-    #[arg(short, long)]
-    pub(crate) detach: bool,
-
-    /// File to write the process's number to, as this machine sees it.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pid_file: Option<PathBuf>,
-
-    /// SELinux label.
-    #[arg(long, value_name = "LABEL")]
-    pub(crate) process_label: Option<String>,
-
-    /// AppArmor profile.
-    #[arg(long, value_name = "PROFILE")]
-    pub(crate) apparmor: Option<String>,
-
-    /// No new privileges by set-user-id files.
-    #[arg(long)]
-    pub(crate) no_new_privs: bool,
-
-    /// Capability to add. May be given more than once.
-    #[arg(short, long, value_name = "CAPABILITY")]
-    pub(crate) cap: Vec<String>,
-
-    /// Pass descriptors 3 to N+2 of this command on to the process.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) preserve_fds: u16,
-
-    /// A control group below the container's own.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) cgroup: Option<PathBuf>,
-
-    /// Also in a paused container: the program waits until it is resumed.
-    #[arg(long)]
-    pub(crate) ignore_paused: bool,
-
-    /// For runc's command lines.
-    #[arg(long, hide = true)]
-    pub(crate) no_subreaper: bool,
-
-    /// Name of the container.
-    #[arg(value_name = "ID")]
-    pub(crate) id: ContainerId,
-
-    /// Program and its arguments.
-    #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub(crate) args: Vec<String>,
-}
-
-/// Change the limits of a container.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  cofferdam-runtime update --memory 67108864 --pids-limit 100 my-container
-  echo '{\"cpu\": {\"shares\": 512}}' | cofferdam-runtime update --resources - my-container")]
-pub(crate) struct Update {
-    /// File with limits, as linux.resources of config.json; `-` is the standard input. It takes
-    /// the place of all other options.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) resources: Option<PathBuf>,
-
-    /// Share of the block devices' time, 10 to 1000.
-    #[arg(long, value_name = "WEIGHT")]
-    pub(crate) blkio_weight: Option<u16>,
-
-    /// Microseconds in a period of the CPU quota.
-    #[arg(long, value_name = "MICROSECONDS")]
-    pub(crate) cpu_period: Option<u64>,
-
-    /// Microseconds of CPU time in each period; -1 is without limit.
-    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
-    pub(crate) cpu_quota: Option<i64>,
-
-    /// Microseconds of unused quota that may be saved up.
-    #[arg(long, value_name = "MICROSECONDS")]
-    pub(crate) cpu_burst: Option<u64>,
-
-    /// Share of CPU time under contention, 2 to 262144.
-    #[arg(long, value_name = "SHARES", visible_alias = "cpu-share")]
-    pub(crate) cpu_shares: Option<u64>,
-
-    /// Microseconds in a period of real-time scheduling (cgroup v1).
-    #[arg(long, value_name = "MICROSECONDS")]
-    pub(crate) cpu_rt_period: Option<u64>,
-
-    /// Microseconds of real-time scheduling in each period (cgroup v1).
-    #[arg(long, value_name = "MICROSECONDS")]
-    pub(crate) cpu_rt_runtime: Option<i64>,
-
-    /// CPUs to use, such as 0-2,4.
-    #[arg(long, value_name = "CPUS")]
-    pub(crate) cpuset_cpus: Option<String>,
-
-    /// Memory nodes to use, such as 0.
-    #[arg(long, value_name = "NODES")]
-    pub(crate) cpuset_mems: Option<String>,
-
-    /// 1: run only when nobody else wants to.
-    #[arg(long, value_name = "0|1")]
-    pub(crate) cpu_idle: Option<i64>,
-
-    /// Bytes of memory; -1 is without limit.
-    #[arg(short = 'm', long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory: Option<String>,
-
-    /// Bytes of memory that is reclaimed last.
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory_reservation: Option<String>,
-
-    /// Bytes of memory and swap together; -1 is without limit.
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory_swap: Option<String>,
-
-    /// Bytes of kernel memory (cgroup v1).
-    #[arg(long, value_name = "BYTES", hide = true, allow_hyphen_values = true)]
-    pub(crate) kernel_memory: Option<String>,
-
-    /// Bytes of kernel memory for TCP (cgroup v1).
-    #[arg(long, value_name = "BYTES", hide = true, allow_hyphen_values = true)]
-    pub(crate) kernel_memory_tcp: Option<String>,
-
-    /// The most processes; -1 is without limit.
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) pids_limit: Option<i64>,
-
-    /// Schema of the L3 cache (resctrl).
-    #[arg(long, value_name = "SCHEMA")]
-    pub(crate) l3_cache_schema: Option<String>,
-
-    /// Schema of the memory bandwidth (resctrl).
-    #[arg(long, value_name = "SCHEMA")]
-    pub(crate) mem_bw_schema: Option<String>,
-
-    /// Name of the container.
-    #[arg(value_name = "ID")]
-    pub(crate) id: ContainerId,
-}
-
 /// Print what a container uses, as a line of JSON every few seconds, and when memory runs out.
 #[derive(Debug, Args)]
 pub(crate) struct Events {
@@ -555,83 +366,6 @@ fn seconds(text: &str) -> Result<f64, String> {
         Ok(number) if number > 0.0 && number < 1e9 => Ok(number * factor),
         _ => Err("a time such as 5, 5s, 500ms or 1m, more than 0".to_owned()),
     }
-}
-
-/// What `checkpoint` and `restore` share.
-#[derive(Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an option of its own"
-)]
-pub(crate) struct Images {
-    /// Directory of the checkpoint.
-    #[arg(long, value_name = "DIR", default_value = "checkpoint")]
-    pub(crate) image_path: PathBuf,
-
-    /// Directory for criu's log and temporary files.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) work_path: Option<PathBuf>,
-
-    /// Take TCP connections along.
-    #[arg(long)]
-    pub(crate) tcp_established: bool,
-
-    /// Allow connections to unix sockets outside.
-    #[arg(long)]
-    pub(crate) ext_unix_sk: bool,
-
-    /// Allow a terminal that is shared with the outside.
-    #[arg(long)]
-    pub(crate) shell_job: bool,
-
-    /// Take file locks along.
-    #[arg(long)]
-    pub(crate) file_locks: bool,
-
-    /// How control groups are handled: soft, full, strict or ignore.
-    #[arg(long, value_name = "MODE")]
-    pub(crate) manage_cgroups_mode: Option<String>,
-}
-
-/// Save a running container to disk, with criu(8).
-#[derive(Debug, Args)]
-pub(crate) struct Checkpoint {
-    #[command(flatten)]
-    pub(crate) images: Images,
-
-    /// Leave it running.
-    #[arg(long)]
-    pub(crate) leave_running: bool,
-
-    /// Directory of an earlier checkpoint, relative to this one.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) parent_path: Option<PathBuf>,
-
-    /// Only the memory; the container runs on.
-    #[arg(long)]
-    pub(crate) pre_dump: bool,
-
-    /// Name of the container.
-    #[arg(value_name = "ID")]
-    pub(crate) id: ContainerId,
-}
-
-/// Run a container from a checkpoint, with criu(8).
-#[derive(Debug, Args)]
-pub(crate) struct Restore {
-    #[command(flatten)]
-    pub(crate) making: Making,
-
-    #[command(flatten)]
-    pub(crate) images: Images,
-
-    /// Do not wait.
-    #[arg(short, long)]
-    pub(crate) detach: bool,
-
-    /// Name of the container.
-    #[arg(value_name = "ID")]
-    pub(crate) id: ContainerId,
 }
 
 /// Print a script that completes this program's command line in a shell.

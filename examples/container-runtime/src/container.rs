@@ -5,10 +5,10 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use namespaces::{Command, IdMap, IdRange, Namespace, Propagation, UserMapping};
+use namespaces::{Command, IdMap, IdRange, Namespace, Propagation, Root, UserMapping};
 
 use crate::config::{Config, IdMapping};
-use crate::{attributes, nodes, process};
+use crate::{attributes, nodes, process, warn};
 
 /// The container as something to be started, but for its control group and its mounts.
 pub(crate) fn command(config: &Config, bundle: &Path) -> Result<Command> {
@@ -43,8 +43,20 @@ pub(crate) fn command(config: &Config, bundle: &Path) -> Result<Command> {
         bail!("linux.mountLabel: mounts cannot be labelled; remove it");
     }
 
+    if has_mounts_of_its_own(config) {
+        command.root(path);
+    } else {
+        if linux.rootfs_propagation.is_some() {
+            bail!(
+                "linux.rootfsPropagation: would change the machine's mounts; add {{\"type\": \"mount\"}} to linux.namespaces, or remove it"
+            );
+        }
+        warn(
+            "linux.namespaces: without a mount namespace the container's mounts are this machine's until it is deleted, and a process that may chroot can leave its root",
+        );
+        command.root(Root::shared(path));
+    }
     command
-        .root(path)
         .root_read_only(root.readonly)
         .root_propagation(propagation(linux.rootfs_propagation.as_deref())?)
         .masked_paths(&linux.masked_paths)
@@ -53,6 +65,12 @@ pub(crate) fn command(config: &Config, bundle: &Path) -> Result<Command> {
         // The terminal's signals come to this program alone, which passes them on.
         .new_session(true);
     Ok(command)
+}
+
+/// Whether the container has a mount namespace, new or joined.
+pub(crate) fn has_mounts_of_its_own(config: &Config) -> bool {
+    let mut namespaces = config.linux.namespaces.iter();
+    namespaces.any(|namespace| kind(&namespace.kind) == Some(Namespace::Mount))
 }
 
 /// The kinds of namespaces, each with whether it is joined.
@@ -69,11 +87,6 @@ fn kinds(config: &Config) -> Result<BTreeSet<(Namespace, bool)>> {
             );
         }
         kinds.insert((kind, namespace.path.is_some()));
-    }
-    if !kinds.contains(&(Namespace::Mount, false)) {
-        bail!(
-            "linux.namespaces: a new mount namespace is needed; add {{\"type\": \"mount\"}} without a path"
-        );
     }
     Ok(kinds)
 }

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::cli::Delete;
 use crate::config::Config;
 use crate::hooks::{self, Point};
+use crate::id::ContainerId;
 use crate::state::{State, Status};
-use crate::store::{Locked, Store};
-use crate::{group, warn};
+use crate::store::{Entry, Locked, Store};
+use crate::{group, shared_root, warn};
 
 /// How long a killed process may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Removes a container.
 pub(crate) fn delete(store: &Store, options: &Delete) -> Result<()> {
@@ -70,6 +71,26 @@ fn end(state: &State) -> Result<()> {
     Ok(())
 }
 
+/// Removes a container that has ended under this program's eyes, unless somebody has before.
+pub(crate) fn when_it_has_ended(
+    store: &Store,
+    id: &ContainerId,
+    state: &State,
+    config: &Config,
+) -> Result<()> {
+    let Some(Ok(locked)) = store.find(id).map(Entry::lock) else {
+        return Ok(());
+    };
+    let same = locked
+        .state()
+        .is_ok_and(|found| found.created == state.created);
+    if same {
+        remove(locked, state, Some(config))
+    } else {
+        Ok(())
+    }
+}
+
 /// Removes what is left of a container whose first process has ended.
 pub(crate) fn remove(locked: Locked, state: &State, config: Option<&Config>) -> Result<()> {
     if state.init.is_some() {
@@ -78,6 +99,7 @@ pub(crate) fn remove(locked: Locked, state: &State, config: Option<&Config>) -> 
         // Its making was cut short: what is at its place may be somebody else's.
         group::remove_unused(&state.cgroup)?;
     }
+    shared_root::detach(state)?;
     if let Some(directory) = &state.resctrl
         && let Err(error) = std::fs::remove_dir(directory)
         && error.kind() != std::io::ErrorKind::NotFound

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use namespaces::{Command, Namespace, NamespaceId, Process};
+use rustix::thread::CpuSet;
 
 use crate::cli::Exec;
 use crate::config::{self, Config};
@@ -160,12 +161,8 @@ fn command(asked: &config::Process, config: &Config, init: &Process) -> Result<C
     if let Some(persona) = attributes::personality_of(&config.linux)? {
         command.personality(persona);
     }
-    if let Some(affinity) = &asked.exec_cpu_affinity {
-        let cpus = affinity.last.as_ref().or(affinity.initial.as_ref());
-        if let Some(cpus) = cpus.filter(|cpus| !cpus.is_empty()) {
-            let cpus: cgroups::IdSet = cpus.parse().context("process.execCPUAffinity")?;
-            command.cpu_affinity(cpus.iter());
-        }
+    if let Some(asked) = &asked.exec_cpu_affinity {
+        affinity(&mut command, asked)?;
     }
     if let Some(asked) = &config.linux.seccomp
         && let Some(filter) = seccomp::filter(asked)?
@@ -183,6 +180,42 @@ fn command(asked: &config::Process, config: &Config, init: &Process) -> Result<C
         // An orphan of a command that was killed before the program ran would never end.
         .kill_on_drop(false);
     Ok(command)
+}
+
+/// The CPUs of the process: `initial` until it is in the container's control group, which is what
+/// this program has from now on, and `final` from then on.
+fn affinity(command: &mut Command, asked: &config::ExecCpuAffinity) -> Result<()> {
+    let set = |place: &str, cpus: &Option<String>| -> Result<Option<cgroups::IdSet>> {
+        let Some(cpus) = cpus.as_deref().filter(|cpus| !cpus.is_empty()) else {
+            return Ok(None);
+        };
+        let set = cpus.parse();
+        set.map(Some)
+            .with_context(|| format!("process.execCPUAffinity.{place}"))
+    };
+    let initial = set("initial", &asked.initial)?;
+    let last = set("final", &asked.last)?;
+    if let Some(initial) = &initial {
+        let mut cpus = CpuSet::new();
+        for cpu in initial.iter() {
+            let number = usize::try_from(cpu)
+                .ok()
+                .filter(|number| *number < CpuSet::MAX_CPU);
+            cpus.set(number.with_context(|| {
+                format!("process.execCPUAffinity.initial: {cpu} is above 1023")
+            })?);
+        }
+        rustix::thread::sched_setaffinity(None, &cpus)
+            .map_err(std::io::Error::from)
+            .context("process.execCPUAffinity.initial: cannot run there; are the CPUs online?")?;
+    }
+    match last {
+        Some(last) => command.cpu_affinity(last.iter()),
+        // All that the group allows: the kernel takes those alone.
+        None if initial.is_some() => command.cpu_affinity(0..1024),
+        None => command,
+    };
+    Ok(())
 }
 
 /// Lets the process be born in the container's group, or in one below it.

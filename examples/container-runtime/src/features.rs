@@ -7,7 +7,7 @@ use namespaces::Capability;
 use serde_json::json;
 
 use crate::spec::OCI_VERSION;
-use crate::{attributes, hooks, mounts, seccomp};
+use crate::{attributes, hooks, mount_options, seccomp};
 
 /// Prints the features structure of the runtime-spec.
 pub(crate) fn print() -> Result<()> {
@@ -17,7 +17,7 @@ pub(crate) fn print() -> Result<()> {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
         "hooks": hooks::KNOWN,
-        "mountOptions": mounts::known_options(),
+        "mountOptions": mount_options::known(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities,

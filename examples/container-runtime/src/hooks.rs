@@ -48,7 +48,7 @@ impl Point {
         Self::Poststop,
     ];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         let [prestart, runtime, create, start, poststart, poststop] = KNOWN;
         match self {
             Self::Prestart => prestart,

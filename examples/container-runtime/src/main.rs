@@ -2,7 +2,7 @@
 //!
 //! One file per concern. [`cli`] is what a person or an engine types. [`config`] has the types of
 //! `config.json`, [`load`] reads it, and [`refuse`] knows what this runtime cannot honour.
-//! [`container`], [`process`], [`attributes`], [`mounts`], [`nodes`] and [`seccomp`] turn the rest
+//! [`container`], [`process`], [`attributes`], [`mounts`], [`mount_options`], [`nodes`] and [`seccomp`] turn the rest
 //! into a process with its namespaces and file systems; [`group`], [`resources`] and [`devices`]
 //! into its control group.
 //!
@@ -15,6 +15,7 @@ mod checkpoint;
 mod cli;
 mod config;
 mod container;
+mod criu;
 mod delete;
 mod devices;
 mod events;
@@ -30,6 +31,7 @@ mod load;
 mod log;
 mod make;
 mod manual;
+mod mount_options;
 mod mounts;
 mod network;
 mod nodes;
@@ -39,10 +41,12 @@ mod ps;
 mod refuse;
 mod resctrl;
 mod resources;
+mod restore;
 mod rootless;
 mod run;
 mod scope;
 mod seccomp;
+mod shared_root;
 mod signals;
 mod spec;
 mod start;
@@ -117,7 +121,7 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
         Command::Checkpoint(options) => {
             checkpoint::checkpoint(global, &store()?, options).map(done)
         }
-        Command::Restore(options) => checkpoint::restore(global, &store()?, options),
+        Command::Restore(options) => restore::restore(global, &store()?, options),
         Command::Spec(options) => spec::write(options).map(done),
         Command::Features => features::print().map(done),
         Command::Completions(options) => manual::completions(options).map(done),

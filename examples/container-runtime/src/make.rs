@@ -16,7 +16,7 @@ use crate::id::ContainerId;
 use crate::mounts::Mounts;
 use crate::state::{Init, State, Status};
 use crate::store::{Locked, Store};
-use crate::{container, load, network, resctrl, rootless, seccomp, terminal, warn};
+use crate::{container, load, network, resctrl, rootless, seccomp, shared_root, terminal, warn};
 
 /// A container whose process has everything but its program.
 pub(crate) struct Made {
@@ -96,7 +96,12 @@ impl Read {
             ready: false,
             cgroup: plan.place().clone(),
             resctrl: None,
+            shared_root: None,
         }
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -170,6 +175,9 @@ pub(crate) fn make(
         if let Some(directory) = group.cgroup().and_then(cgroups::Cgroup::unified_directory) {
             command.cgroup(directory);
         }
+        if !container::has_mounts_of_its_own(config) {
+            shared_root::attach(&mut state, &locked)?;
+        }
         let mut starting = command.start().map_err(said)?;
         // It was born in the unified hierarchy's group; this adds those of v1.
         state.cgroup = plan.enter(&mut group, starting.pid())?;
@@ -227,14 +235,14 @@ pub(crate) fn make(
 }
 
 /// Takes back what was made. The process and the group are gone already.
-fn undo(locked: Locked, state: &State, config: &Config) {
+pub(crate) fn undo(locked: Locked, state: &State, config: &Config) {
     if let Some(directory) = &state.resctrl {
         let _ = std::fs::remove_dir(directory);
     }
     if state.init.is_some() {
         let _ = hooks::run(Point::Poststop, config, state, Status::Stopped, None);
     }
-    if let Err(error) = locked.remove() {
+    if let Err(error) = shared_root::detach(state).and_then(|()| locked.remove()) {
         warn(&crate::one_line(&error));
     }
 }

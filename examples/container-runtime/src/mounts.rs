@@ -1,4 +1,4 @@
-//! `mounts`: from the options of `mount(8)` to mounts as data.
+//! `mounts`: the mounts of a container as data.
 
 use std::fs::File;
 use std::io;
@@ -6,84 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use cgroups::{Cgroup, Hierarchy, Layout};
-use namespaces::{Mount, MountAttributes as A, Propagation, UserMapping};
+use namespaces::{Mount, MountAttributes as A, UserMapping};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::config::{self, Config};
+use crate::mount_options::{Change, Options};
 use crate::{container, warn};
-
-/// Options that set an attribute of the mount. With `r` before them they hold for everything
-/// mounted below a bind, too.
-const SET: [(&str, A); 9] = [
-    ("ro", A::READ_ONLY),
-    ("nosuid", A::NO_SUID),
-    ("nodev", A::NO_DEV),
-    ("noexec", A::NO_EXEC),
-    ("noatime", A::NO_ATIME),
-    ("strictatime", A::STRICT_ATIME),
-    ("nodiratime", A::NO_DIR_ATIME),
-    ("nosymfollow", A::NO_SYMLINK_FOLLOW),
-    ("relatime", A::empty()),
-];
-
-/// Options that take an attribute away which an earlier option of the same mount has set.
-const UNSET: [(&str, A); 9] = [
-    ("rw", A::READ_ONLY),
-    ("suid", A::NO_SUID),
-    ("dev", A::NO_DEV),
-    ("exec", A::NO_EXEC),
-    ("atime", A::NO_ATIME),
-    ("nostrictatime", A::STRICT_ATIME),
-    ("diratime", A::NO_DIR_ATIME),
-    ("symfollow", A::NO_SYMLINK_FOLLOW),
-    ("norelatime", A::empty()),
-];
-
-const PROPAGATION: [(&str, Propagation, bool); 8] = [
-    ("private", Propagation::Private, false),
-    ("rprivate", Propagation::Private, true),
-    ("shared", Propagation::Shared, false),
-    ("rshared", Propagation::Shared, true),
-    ("slave", Propagation::Slave, false),
-    ("rslave", Propagation::Slave, true),
-    ("unbindable", Propagation::Unbindable, false),
-    ("runbindable", Propagation::Unbindable, true),
-];
-
-/// What is so without being asked for.
-const DEFAULTS: [&str; 7] = [
-    "silent",
-    "defaults",
-    "async",
-    "loud",
-    "nolazytime",
-    "nomand",
-    "noiversion",
-];
-
-/// What runc knows, and would be taken for an option of the file system here.
-const REFUSED: [&str; 4] = ["remount", "acl", "noacl", "iversion"];
-
-/// The options that have a meaning of their own here, for `features`.
-pub(crate) fn known_options() -> Vec<String> {
-    let mut known: Vec<String> = ["bind", "rbind", "tmpcopyup", "idmap", "ridmap"]
-        .map(str::to_owned)
-        .into();
-    known.extend(
-        SET.iter()
-            .flat_map(|(name, _)| [(*name).to_owned(), format!("r{name}")]),
-    );
-    known.extend(
-        UNSET
-            .iter()
-            .flat_map(|(name, _)| [(*name).to_owned(), format!("r{name}")]),
-    );
-    known.extend(PROPAGATION.iter().map(|(name, ..)| (*name).to_owned()));
-    known.extend(DEFAULTS.iter().map(|name| (*name).to_owned()));
-    known.sort();
-    known
-}
 
 /// The mounts of a container, in order.
 #[derive(Debug)]
@@ -105,119 +34,6 @@ pub(crate) struct Resolved {
     pub(crate) mounts: Vec<Mount>,
     /// What is made read-only after everything is mounted.
     pub(crate) read_only: Vec<PathBuf>,
-}
-
-/// The options of one mount, sorted by what they are for.
-#[derive(Debug, Default)]
-struct Options {
-    bind: Option<bool>,
-    attributes: A,
-    /// Taken away from a whole tree.
-    cleared: A,
-    /// The option that made the attributes hold for a whole tree.
-    recursive: Option<String>,
-    not_recursive: Option<String>,
-    propagation: Option<(Propagation, bool)>,
-    copy_up: bool,
-    /// Owners are mapped; of the whole tree.
-    idmap: Option<bool>,
-    /// For the file system: key, and value.
-    data: Vec<(String, Option<String>)>,
-}
-
-impl Options {
-    fn parse(options: &[String], place: &str) -> Result<Self> {
-        let mut parsed = Self::default();
-        for (index, option) in options.iter().enumerate() {
-            let place = format!("{place}.options[{index}]");
-            if option.is_empty() || option.contains(',') {
-                bail!("{place}: `{option}` is not one option; write one in each string");
-            }
-            if REFUSED.contains(&option.as_str()) {
-                bail!("{place}: {option}: not supported yet by this runtime; remove it");
-            }
-            parsed.add(option);
-        }
-        if let (Some(recursive), Some(other)) = (&parsed.recursive, &parsed.not_recursive) {
-            bail!(
-                "{place}.options: {recursive} is for a whole tree, {other} is not; use options of one kind"
-            );
-        }
-        Ok(parsed)
-    }
-
-    fn add(&mut self, option: &str) {
-        let find = |table: &[(&str, A)], name: &str| {
-            table
-                .iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, attribute)| *attribute)
-        };
-        if let Some((_, propagation, recursive)) =
-            PROPAGATION.iter().find(|(name, ..)| *name == option)
-        {
-            self.propagation = Some((*propagation, *recursive));
-        } else if option == "bind" || option == "rbind" {
-            self.bind = Some(option == "rbind" || self.bind == Some(true));
-        } else if let Some(attribute) = find(&SET, option) {
-            self.set(attribute);
-            if !attribute.is_empty() {
-                self.not_recursive = Some(option.to_owned());
-            }
-        } else if let Some(attribute) = find(&UNSET, option) {
-            self.attributes -= attribute;
-        } else if let Some(attribute) = option.strip_prefix('r').and_then(|name| find(&SET, name)) {
-            self.set(attribute);
-            self.recursive = Some(option.to_owned());
-        } else if let Some(attribute) = option.strip_prefix('r').and_then(|name| find(&UNSET, name))
-        {
-            self.attributes -= attribute;
-            self.cleared |= attribute;
-            self.recursive = Some(option.to_owned());
-        } else if option == "tmpcopyup" {
-            self.copy_up = true;
-        } else if option == "idmap" || option == "ridmap" {
-            self.idmap = Some(option == "ridmap" || self.idmap == Some(true));
-        } else if !DEFAULTS.contains(&option) {
-            self.data.push(match option.split_once('=') {
-                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                None => (option.to_owned(), None),
-            });
-        }
-    }
-
-    fn set(&mut self, attribute: A) {
-        // The kernel knows one policy of access times for a mount; the last option tells which.
-        if attribute.is_empty() || attribute.intersects(A::NO_ATIME | A::STRICT_ATIME) {
-            self.attributes -= A::NO_ATIME | A::STRICT_ATIME;
-        }
-        self.attributes |= attribute;
-        self.cleared -= attribute;
-    }
-
-    fn finish(self, mount: Mount) -> Mount {
-        let mut mount = if self.recursive.is_some() {
-            mount
-                .attributes_recursive(self.attributes)
-                .without_recursive(self.cleared)
-        } else {
-            mount.attributes(self.attributes)
-        };
-        if let Some((propagation, recursive)) = self.propagation {
-            mount = if recursive {
-                mount.propagation_recursive(propagation)
-            } else {
-                mount.propagation(propagation)
-            };
-        }
-        for (key, value) in self.data {
-            mount = match value {
-                Some(value) => mount.option(key, value),
-                None => mount.flag(key),
-            };
-        }
-        mount
-    }
 }
 
 impl Mounts {
@@ -274,6 +90,9 @@ fn plan(mount: &config::Mount, place: &str, around: &Surroundings<'_>) -> Result
     }
     let target = Path::new("/").join(target);
     let options = Options::parse(&mount.options, place)?;
+    if options.remount {
+        return remount(mount, place, &target, options).map(Planned::Mount);
+    }
     let kind = mount.kind.as_deref().filter(|kind| !kind.is_empty());
     if options.bind.is_some() || kind == Some("bind") {
         return bind(mount, place, around, &target, options).map(Planned::Mount);
@@ -286,9 +105,7 @@ fn plan(mount: &config::Mount, place: &str, around: &Surroundings<'_>) -> Result
     let Some(kind) = kind else {
         bail!("{place}.type: missing; write the file system, or `bind` among the options");
     };
-    if options.recursive.is_some() {
-        bail!("{place}.options: a new file system has nothing below it; use options without r");
-    }
+    let options = options.of_one_mount();
     Ok(match kind {
         "cgroup" => {
             if let Some((key, _)) = options.data.first() {
@@ -341,8 +158,8 @@ fn tmpfs(
         new = new.source_name(source);
     }
     // What is read-only from the start could not be filled.
-    if options.copy_up && options.attributes.contains(A::READ_ONLY) {
-        options.attributes -= A::READ_ONLY;
+    if options.copy_up && options.top.set.contains(A::READ_ONLY) {
+        options.top.set -= A::READ_ONLY;
         new = new.read_only_when_done();
     }
     Ok(options.finish(new))
@@ -374,7 +191,10 @@ fn bind(
         bail!("{place}.source: missing; write what to bind");
     };
     if let Some((key, _)) = options.data.first() {
-        bail!("{place}.options: {key} has no meaning for a bind mount; remove it");
+        // As mount(2) has it: the file system has its options already.
+        warn(&format!(
+            "{place}.options: {key} has no meaning for a bind mount, ignored"
+        ));
     }
     let source = around.bundle.join(source);
     std::fs::metadata(&source)
@@ -394,6 +214,24 @@ fn bind(
         Mount::bind_single(source, target)
     };
     Ok(options.finish(bind))
+}
+
+/// What is mounted there already, by the image's or an earlier entry, with other attributes and
+/// options. What is not mentioned stays.
+fn remount(mount: &config::Mount, place: &str, target: &Path, options: Options) -> Result<Mount> {
+    if options.copy_up
+        || options.idmap.is_some()
+        || !mount.uid_mappings.is_empty()
+        || !mount.gid_mappings.is_empty()
+    {
+        bail!(
+            "{place}.options: remount: contents and owners are those of the first mount; remove tmpcopyup, idmap, uidMappings, gidMappings"
+        );
+    }
+    if let (Some(_), Some((key, _))) = (options.bind, options.data.first()) {
+        bail!("{place}.options: {key} has no meaning for a bind mount; remove it");
+    }
+    Ok(options.finish(Mount::mounted(target)))
 }
 
 /// How the owners of files on a bind are mapped: as the mount says, or as the container does.
@@ -441,14 +279,17 @@ impl Resolved {
                 .push(options.finish(Mount::filesystem("cgroup2", target).source_name("cgroup")));
             return Ok(());
         }
-        let attributes = options.attributes;
+        let attributes = options.top.set;
         let propagation = options.propagation;
         // Made read-only when the directories are in it.
         if attributes.contains(A::READ_ONLY) {
             self.read_only.push(target.to_owned());
         }
         let directories = Options {
-            attributes: attributes - A::READ_ONLY,
+            top: Change {
+                set: attributes - A::READ_ONLY,
+                ..Change::default()
+            },
             propagation,
             ..Options::default()
         };
@@ -495,60 +336,9 @@ fn is_v1(directory: &Path) -> Result<bool> {
 /// The devices that every container has are made together with the tmpfs of `/dev`.
 fn dev(target: &Path, mut options: Options) -> Planned {
     let mut dev = Mount::dev(target);
-    if options.attributes.contains(A::READ_ONLY) {
-        options.attributes -= A::READ_ONLY;
+    if options.top.set.contains(A::READ_ONLY) {
+        options.top.set -= A::READ_ONLY;
         dev = dev.read_only_when_done();
     }
     Planned::Mount(options.finish(dev))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(options: &[&str]) -> Result<Options> {
-        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
-        Options::parse(&options, "mounts[0]")
-    }
-
-    #[test]
-    fn options_are_sorted_by_what_they_are_for() {
-        let options = parse(&["nosuid", "ro", "rw", "rslave", "mode=755", "usrquota"]).unwrap();
-        assert_eq!(options.attributes, A::NO_SUID);
-        assert_eq!(options.propagation, Some((Propagation::Slave, true)));
-        let data = [
-            ("mode".into(), Some("755".into())),
-            ("usrquota".into(), None),
-        ];
-        assert_eq!(options.data, data);
-        assert_eq!(parse(&["bind"]).unwrap().bind, Some(false));
-        assert_eq!(parse(&["rbind", "bind"]).unwrap().bind, Some(true));
-    }
-
-    #[test]
-    fn the_last_word_on_access_times_holds() {
-        assert_eq!(
-            parse(&["noatime", "strictatime"]).unwrap().attributes,
-            A::STRICT_ATIME
-        );
-        assert_eq!(
-            parse(&["strictatime", "relatime"]).unwrap().attributes,
-            A::empty()
-        );
-    }
-
-    #[test]
-    fn attributes_of_a_tree_do_not_mix_with_those_of_a_mount() {
-        assert!(parse(&["rro", "rnosuid"]).unwrap().recursive.is_some());
-        let error = parse(&["rro", "nosuid"]).unwrap_err().to_string();
-        assert!(error.starts_with("mounts[0].options: "), "{error}");
-    }
-
-    #[test]
-    fn what_cannot_be_honoured_is_named() {
-        for option in REFUSED.iter().copied().chain(["", "ro,nosuid"]) {
-            let error = parse(&["nodev", option]).unwrap_err().to_string();
-            assert!(error.starts_with("mounts[0].options[1]: "), "{error}");
-        }
-    }
 }

@@ -56,17 +56,7 @@ pub(crate) fn run(global: &Global, store: &Store, options: &Run) -> Result<ExitC
     };
     let status = supervise::wait(&mut finished.child, &mut signals, finished.terminal)?;
     if !options.keep {
-        // Somebody may have deleted it already.
-        if let Some(entry) = store.find(&options.id)
-            && let Ok(locked) = entry.lock()
-        {
-            let same = locked
-                .state()
-                .is_ok_and(|state| state.created == finished.state.created);
-            if same {
-                delete::remove(locked, &finished.state, Some(&finished.config))?;
-            }
-        }
+        delete::when_it_has_ended(store, &options.id, &finished.state, &finished.config)?;
     }
     Ok(ExitCode::from(exit_code(status)))
 }

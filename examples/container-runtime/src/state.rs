@@ -32,6 +32,9 @@ pub(crate) struct State {
     /// The directory of resctrl that is the container's own.
     #[serde(default)]
     pub(crate) resctrl: Option<PathBuf>,
+    /// The mount of the root filesystem, where the container shares the machine's mounts.
+    #[serde(default)]
+    pub(crate) shared_root: Option<u64>,
 }
 
 /// The container's first process.

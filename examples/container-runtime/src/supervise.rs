@@ -1,13 +1,14 @@
 //! Waiting for the container, and passing signals and a terminal on to it meanwhile.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
 use anyhow::{Context as _, Result};
-use namespaces::Child;
+use namespaces::{Child, Process};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use signal_hook::consts::SIGWINCH;
 
 use crate::signals::Signals;
@@ -52,6 +53,37 @@ pub(crate) fn wait(
                     sent => sent?,
                 },
             }
+        }
+    }
+}
+
+/// Waits until a child of this process has ended that somebody else has started for it. Its exit
+/// status as a shell counts it.
+pub(crate) fn wait_for(process: &Process, signals: &mut Signals) -> Result<u8> {
+    let cannot = "cannot wait for the container";
+    loop {
+        let child = WaitId::PidFd(process.as_fd());
+        match waitid(child, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(None) | Err(Errno::INTR) => {}
+            Ok(Some(status)) => {
+                let code = status
+                    .exit_status()
+                    .unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or_default());
+                return Ok(u8::try_from(code).unwrap_or(u8::MAX));
+            }
+            Err(error) => return Err(error).context(cannot),
+        }
+        let mut fds = [
+            PollFd::new(process, PollFlags::IN),
+            PollFd::new(&*signals, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context(cannot),
+        }
+        for signal in signals.take() {
+            // It may have just ended, which is told above.
+            let _ = process.signal(signal);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Bundle, OURS, stderr, stdout, unique};
+use common::{Bundle, OURS, create, stderr, stdout, unique};
 use serde_json::json;
 
 /// CVE-2019-5736: the image's program is the runtime that executes it.
@@ -179,7 +179,38 @@ fn a_false_proc_takes_nothing() {
     );
 }
 
-/// CVE-2022-29162 and CVE-2016-9962: nothing is inheritable, and who enters cannot be traced.
+/// CVE-2016-9962: whoever enters is looked into before the program is executed.
+#[test]
+#[ignore = "needs root"]
+fn who_enters_cannot_be_looked_into() {
+    let mut bundle = Bundle::new(&["sh", "-c", "sleep 1000"]);
+    bundle.set("/root/readonly", json!(false));
+    let id = &unique();
+    create(&bundle, id, &[]);
+    bundle.done(&["start", id]);
+    // A process is open to root, who it belongs to, when it executes a file of the image: that of
+    // busybox. The names of files that are read through any other's /proc directory are noted.
+    let attack = "for i in $(seq 2000); do for p in /proc/[0-9]*; do \
+                  e=$(readlink $p/exe) && [ $e != /bin/busybox ] && \
+                  { echo $e; head -c 1 $p/mem; readlink $p/fd/3; } >> /tmp/seen 2>&1; \
+                  done; done";
+    let mut attacker = bundle
+        .command_of(&["exec", id, "sh", "-c", attack])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    for _ in 0..20 {
+        assert!(bundle.ours(&["exec", id, "true"]).status.success());
+    }
+    let _ = attacker.kill();
+    let _ = attacker.wait();
+    bundle.done(&["delete", "--force", id]);
+    let seen = fs::read_to_string(bundle.rootfs().join("tmp/seen")).unwrap_or_default();
+    assert_eq!(seen, "");
+}
+
+/// CVE-2022-29162: nothing is inheritable.
 #[test]
 #[ignore = "needs root"]
 fn nothing_is_inheritable_by_default() {

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Bundle, OURS, stderr, stdout, unique};
+use common::{Bundle, OURS, create, received, said, stderr, stdout, unique};
 use serde_json::{Value, json};
 
 fn sh(script: &str) -> Bundle {
@@ -28,29 +28,6 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(begin.elapsed() < Duration::from_mins(1), "never: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Makes the container; its output goes to the file `out` of the bundle.
-fn create(bundle: &Bundle, id: &str, options: &[&str]) {
-    bundle.write();
-    let out = fs::File::create(bundle.path().join("out")).unwrap();
-    let output = Command::new(OURS)
-        .arg("--root")
-        .arg(bundle.state())
-        .args(["create", "--bundle"])
-        .arg(bundle.path())
-        .args(options)
-        .arg(id)
-        .stdin(Stdio::null())
-        .stdout(out.try_clone().unwrap())
-        .stderr(out)
-        .status()
-        .unwrap();
-    assert!(output.success(), "{}", said(bundle));
-}
-
-fn said(bundle: &Bundle) -> String {
-    fs::read_to_string(bundle.path().join("out")).unwrap()
 }
 
 #[test]
@@ -405,24 +382,7 @@ fn the_terminal_is_handed_over() {
     let id = &unique();
     let socket = bundle.path().join("console");
     let listener = UnixListener::bind(&socket).unwrap();
-    let receiver = std::thread::spawn(move || {
-        let (stream, _) = listener.accept().unwrap();
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
-        let mut bytes = [0; 64];
-        rustix::net::recvmsg(
-            &stream,
-            &mut [std::io::IoSliceMut::new(&mut bytes)],
-            &mut control,
-            rustix::net::RecvFlags::empty(),
-        )
-        .unwrap();
-        let fd = control.drain().find_map(|message| match message {
-            rustix::net::RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        fs::File::from(fd.expect("a descriptor"))
-    });
+    let receiver = std::thread::spawn(move || fs::File::from(received(&listener).0));
     create(&bundle, id, &["--console-socket", socket.to_str().unwrap()]);
     let mut master = receiver.join().unwrap();
     assert!(master.as_raw_fd() > 2);
@@ -436,6 +396,41 @@ fn the_terminal_is_handed_over() {
 
     let refused = bundle.ours(&["create", "--bundle", bundle.path().to_str().unwrap(), id]);
     assert!(stderr(&refused).contains("--console-socket"), "{refused:?}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pidfd_is_handed_over() {
+    let bundle = sh("sleep 1000");
+    let id = &unique();
+    let socket = bundle.path().join("pidfd");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let option = ["--pidfd-socket", socket.to_str().unwrap()];
+    let number = |fd: std::os::fd::OwnedFd| {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+        line.expect("it is a pidfd").trim().to_owned()
+    };
+    create(&bundle, id, &option);
+    let (pidfd, text) = received(&listener);
+    let pid = number(pidfd);
+    assert_eq!(String::from_utf8(text).unwrap(), pid);
+    let state: Value = serde_json::from_str(&bundle.done(&["state", id])).unwrap();
+    assert_eq!(state["pid"].to_string(), pid);
+    bundle.done(&["start", id]);
+
+    let pid_file = bundle.path().join("pid");
+    let entered = bundle
+        .command_of(&["exec", "--detach", option[0], option[1], "--pid-file"])
+        .arg(&pid_file)
+        .args([id, "sleep", "1000"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert!(entered.unwrap().success());
+    let (pidfd, _) = received(&listener);
+    assert_eq!(number(pidfd), fs::read_to_string(pid_file).unwrap());
+    bundle.done(&["delete", "--force", id]);
 }
 
 #[test]

@@ -108,6 +108,16 @@ fn what_cannot_be_honoured_is_refused_with_its_place() {
             json!({"policy": "SCHED_NEVER"}),
             "process.scheduler.policy: ",
         ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_UTIL_CLAMP_MIN"]}),
+            "process.scheduler.flags[0]: ",
+        ),
+        (
+            "/mounts/0/options",
+            json!(["nosuid", "iversion"]),
+            "mounts[0].options[1]: ",
+        ),
         ("/process/args", json!([]), "process.args: "),
         ("/process/args/0", json!(1), "process.args[0]: "),
         ("/process/cwd", json!("relative"), "process.cwd: "),
@@ -129,8 +139,8 @@ fn what_cannot_be_honoured_is_refused_with_its_place() {
         ),
         (
             "/mounts/0/options",
-            json!(["remount"]),
-            "mounts[0].options[0]: ",
+            json!(["remount", "tmpcopyup"]),
+            "mounts[0].options: remount: ",
         ),
         ("/mounts/0/type", json!(""), "mounts[0].type: "),
         (

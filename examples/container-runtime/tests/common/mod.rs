@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each program of tests uses a part of it")]
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -99,9 +101,15 @@ impl Bundle {
 
     /// The runtime under test with a subcommand on the bundle's containers.
     pub(crate) fn ours(&self, arguments: &[&str]) -> Output {
+        self.command_of(arguments).output().unwrap()
+    }
+
+    /// The same, to be spawned: for one that leaves a container with its streams behind.
+    pub(crate) fn command_of(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(OURS);
         command.arg("--root").arg(self.state()).args(arguments);
-        command.stdin(Stdio::null()).output().unwrap()
+        command.stdin(Stdio::null());
+        command
     }
 
     /// The same, which must succeed; what it prints.
@@ -138,6 +146,49 @@ impl Bundle {
     pub(crate) fn run(&self) -> Output {
         self.run_with(OURS)
     }
+}
+
+/// Makes the container; its output goes to the file `out` of the bundle.
+pub(crate) fn create(bundle: &Bundle, id: &str, options: &[&str]) {
+    bundle.write();
+    let out = fs::File::create(bundle.path().join("out")).unwrap();
+    let made = bundle
+        .command_of(&["create", "--bundle"])
+        .arg(bundle.path())
+        .args(options)
+        .arg(id)
+        .stdout(out.try_clone().unwrap())
+        .stderr(out)
+        .status()
+        .unwrap();
+    assert!(made.success(), "{}", said(bundle));
+}
+
+/// What a container made by [`create`] has said.
+pub(crate) fn said(bundle: &Bundle) -> String {
+    fs::read_to_string(bundle.path().join("out")).unwrap()
+}
+
+/// A descriptor that somebody hands over, and the text that comes with it.
+pub(crate) fn received(listener: &UnixListener) -> (OwnedFd, Vec<u8>) {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let (stream, _) = listener.accept().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; 4096];
+    let count = recvmsg(
+        &stream,
+        &mut [std::io::IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .unwrap()
+    .bytes;
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    (fd.expect("a descriptor"), bytes[..count].to_vec())
 }
 
 /// Makes a root filesystem with busybox.
