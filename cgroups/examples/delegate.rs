@@ -8,7 +8,14 @@ use std::process::{Command, ExitCode};
 
 use cgroups::{Controller, Hierarchy, Limits};
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
     let Some(uid) = std::env::args().nth(1) else {
         eprintln!("usage: delegate UID");
         return Ok(ExitCode::FAILURE);

@@ -3,7 +3,7 @@
 //! As root: `cargo run --example freeze`
 
 use std::error::Error;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use cgroups::{Cgroup, Hierarchy};
@@ -22,7 +22,14 @@ fn report(group: &Cgroup, what: &str) -> cgroups::Result<()> {
     Ok(())
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
     let name = format!("freeze-{}", std::process::id());
     let group = Hierarchy::detect()?.create(name)?.guard();
     let mut busy = Command::new("sh");
@@ -42,5 +49,5 @@ fn main() -> Result<(), Box<dyn Error>> {
     group.wait_empty(patience)?;
     child.wait()?;
     group.close()?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

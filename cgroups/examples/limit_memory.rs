@@ -7,7 +7,14 @@ use std::process::{Command, ExitCode};
 
 use cgroups::{Bytes, Error as GroupError, Hierarchy, Knob, Limits};
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
     let size = arguments.next().and_then(|size| size.into_string().ok());
     let (Some(size), Some(program)) = (size, arguments.next()) else {

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use cgroups::{Cgroup, Error as GroupError, Hierarchy};
@@ -18,12 +19,12 @@ fn row(parent: &Cgroup, name: PathBuf) -> cgroups::Result<Row> {
     let cpu = group.cpu_stats()?.map_or(Duration::ZERO, |cpu| cpu.usage);
     let memory = group.memory_stats()?.map(|m| m.current.get() >> 10);
     let pids = group.pids_stats()?.map(|pids| pids.current);
-    let shown = |number: Option<u64>| number.map_or("-".to_owned(), |n| n.to_string());
+    let [memory, pids] = [memory, pids].map(|n| n.map_or("-".to_owned(), |n| n.to_string()));
     Ok(Row {
         name,
         cpu,
-        memory: shown(memory),
-        pids: shown(pids),
+        memory,
+        pids,
     })
 }
 
@@ -32,7 +33,7 @@ fn rows(parent: &Cgroup) -> cgroups::Result<Vec<Row>> {
     for name in parent.children()? {
         match row(parent, name) {
             Ok(row) => rows.push(row),
-            // Groups come and go while one looks.
+            // They come and go while one looks.
             Err(GroupError::NotFound { .. } | GroupError::Vanished { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -40,7 +41,14 @@ fn rows(parent: &Cgroup) -> cgroups::Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let hierarchy = Hierarchy::detect()?;
     let parent = match arguments.next() {
@@ -48,7 +56,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => hierarchy.root()?,
     };
     let rounds: u64 = arguments.next().map_or(Ok(u64::MAX), |n| n.parse())?;
-
     let mut before = rows(&parent)?;
     let mut since = Instant::now();
     for _ in 0..rounds {
@@ -62,18 +69,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
         for row in &now {
             let earlier = before.iter().find(|earlier| earlier.name == row.name);
-            let used = row
-                .cpu
-                .saturating_sub(earlier.map_or(row.cpu, |row| row.cpu));
-            println!(
-                "{:<40} {:>6.1} {:>12} {:>6}",
-                row.name.display(),
-                used.as_secs_f64() / elapsed * 100.0,
-                row.memory,
-                row.pids
-            );
+            let earlier = earlier.map_or(row.cpu, |earlier| earlier.cpu);
+            let cpu = row.cpu.saturating_sub(earlier).as_secs_f64() / elapsed * 100.0;
+            let (name, memory, pids) = (row.name.display(), &row.memory, &row.pids);
+            println!("{name:<40} {cpu:>6.1} {memory:>12} {pids:>6}");
         }
         before = now;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,14 @@ use std::time::Duration;
 
 use cgroups::{CpuQuota, Error as GroupError, Hierarchy, Limits, Resource, Threshold};
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
     let cpus = arguments.next().and_then(|cpus| cpus.into_string().ok());
     let (Some(cpus), Some(program)) = (cpus, arguments.next()) else {

@@ -49,6 +49,7 @@ impl Cgroup {
             let previous = step.read_previous()?;
             step.write(self)?;
             done.written(Rc::clone(&step.file), previous);
+            step.check()?;
         }
         Ok(())
     }
@@ -208,6 +209,23 @@ impl Step<'_> {
         write_value(self.file.fd.as_fd(), &self.value).map_err(|errno| self.explain(group, errno))
     }
 
+    /// A partition that the group cannot be is accepted by the kernel, and then said to be none.
+    fn check(&self) -> Result<()> {
+        if self.knob != Knob::CpusetPartition {
+            return Ok(());
+        }
+        let now = self.file.read()?;
+        if !now.contains("invalid") {
+            return Ok(());
+        }
+        Err(Error::Refused {
+            knob: self.knob,
+            path: self.file.dir.file(&self.file.name),
+            value: now.trim_end().to_owned(),
+            source: Errno::INVAL.into(),
+        })
+    }
+
     fn explain(&self, group: &Cgroup, errno: Errno) -> Error {
         let source = errno.into();
         let (dir, file) = (self.file.dir, &*self.file.name);
@@ -249,23 +267,29 @@ impl Step<'_> {
 mod tests {
     use std::collections::BTreeMap;
     use std::path::PathBuf;
+    use std::time::Duration;
 
     use super::*;
     use crate::bytes::Bytes;
     use crate::cpu::{CpuQuota, Weight};
+    use crate::device::DeviceNumber;
     use crate::fault;
     use crate::hierarchy::Hierarchy;
+    use crate::io::IoMax;
     use crate::max::Max;
+    use crate::percent::Percent;
     use crate::set::IdSet;
 
-    /// The content of every file that can be written and read, except counters.
-    fn content(group: &Cgroup) -> BTreeMap<PathBuf, String> {
+    /// The content of every file of these groups that can be written and read, except counters.
+    fn content(groups: [&Cgroup; 2]) -> BTreeMap<PathBuf, String> {
         let mut all = BTreeMap::new();
-        for (_, dir) in group.members() {
+        for (_, dir) in groups.into_iter().flat_map(Cgroup::members) {
             for entry in std::fs::read_dir(dir.path()).expect("listed") {
                 let path = entry.expect("listed").path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                let counts = ["stat", "usage", "pressure", "events", "peak", "slabinfo"];
+                let counts = [
+                    "stat", "usage", "pressure", "events", "peak", "slabinfo", "io_serv",
+                ];
                 if path.is_dir() || counts.iter().any(|part| name.contains(part)) {
                     continue;
                 }
@@ -277,47 +301,90 @@ mod tests {
         all
     }
 
+    /// Some block device; where there is none, the loop driver makes some.
+    fn block_device() -> DeviceNumber {
+        let find = || {
+            let mut disks = std::fs::read_dir("/sys/block").ok()?;
+            disks.find_map(|disk| {
+                let number = std::fs::read_to_string(disk.ok()?.path().join("dev")).ok()?;
+                number.trim().parse().ok()
+            })
+        };
+        find().unwrap_or_else(|| {
+            let loaded = std::process::Command::new("modprobe").arg("loop").status();
+            find().unwrap_or_else(|| panic!("no block device, and modprobe loop: {loaded:?}"))
+        })
+    }
+
+    fn percent(hundredths: u16) -> Max<Percent> {
+        Max::At(Percent::from_hundredths(hundredths).expect("in range"))
+    }
+
     /// Two sets of limits in which everything differs, and a third one that takes all away.
     fn sets() -> [Limits; 3] {
+        let io = |max: IoMax| BTreeMap::from([(block_device(), max)]);
+        let latency = |ms| {
+            let target = Max::At(Duration::from_millis(ms));
+            BTreeMap::from([(block_device(), target)])
+        };
         let mut first = Limits::new()
             .cpu_weight(Weight::new(77).expect("in range"))
             .cpu_max(CpuQuota::from_micros(20_000, 50_000).expect("in range"))
             .cpu_max_burst(1_000_u64)
+            .cpu_uclamp_min(percent(1_000))
+            .cpu_uclamp_max(percent(9_000))
             .cpuset_cpus(IdSet::from(0))
             .cpuset_mems(IdSet::from(0))
+            .memory_min(Bytes::kib(512))
             .memory_low(Bytes::mib(1))
             .memory_high(Bytes::mib(40))
+            .memory_zswap_max(Bytes::mib(2))
             .memory_max(Bytes::mib(48))
             .memory_swap_max(Bytes::mib(3))
             .memory_oom_group(true)
-            .pids_max(9);
+            .pids_max(9)
+            .io_weight(Weight::new(50).expect("in range"))
+            .io_max(io(IoMax::UNLIMITED.read_bytes(Bytes::mib(1)).writes(7)))
+            .io_latency(latency(75))
+            .net_cls_classid(0x0010_0001_u32);
         first.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Bytes::mib(6).into())]));
         let mut second = Limits::new()
             .cpu_weight(Weight::MAX)
             .cpu_max(CpuQuota::from_micros(300_000, 400_000).expect("in range"))
             .cpu_max_burst(200_000_u64)
+            .cpu_uclamp_min(percent(2_000))
+            .cpu_uclamp_max(percent(8_000))
+            .cpu_idle(true)
+            .memory_min(Bytes::ZERO)
             .memory_low(Bytes::mib(2))
             .memory_high(Bytes::mib(30))
             .memory_max(Bytes::mib(32))
             .memory_swap_max(Bytes::mib(64))
             .memory_oom_group(false)
-            .pids_max(4);
+            .memory_zswap_max(Bytes::ZERO)
+            .pids_max(4)
+            .io_weight(Weight::DEFAULT)
+            .io_max(io(IoMax::UNLIMITED.written_bytes(Bytes::mib(2)).reads(9)))
+            .io_latency(latency(20))
+            .net_cls_classid(0x0020_0002_u32);
         second.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Bytes::mib(2).into())]));
         let mut none = Limits::new()
             .cpu_max(Max::Unlimited)
             .cpu_max_burst(0_u64)
+            .cpu_idle(false)
             .memory_low(Bytes::ZERO)
             .memory_high(Max::Unlimited)
             .memory_max(Max::Unlimited)
             .memory_swap_max(Max::Unlimited)
-            .pids_max(Max::Unlimited);
+            .pids_max(Max::Unlimited)
+            .io_max(io(IoMax::UNLIMITED));
         none.hugetlb_max = Some(BTreeMap::from([(Bytes::mib(2), Max::Unlimited)]));
         [first, second, none]
     }
 
     /// Applies `limits` with a fault at each write in turn; how many there were.
     fn fail_each_write(group: &Cgroup, parent: &Cgroup, limits: &Limits) -> usize {
-        let before = (content(group), content(parent));
+        let before = content([group, parent]);
         for faults in 0.. {
             fault::after(faults);
             let result = group.apply(limits);
@@ -327,8 +394,13 @@ mod tests {
             }
             let error = result.expect_err("a write failed");
             assert!(matches!(error, Error::Io { .. }), "{error}");
-            let now = (content(group), content(parent));
-            assert_eq!(now, before, "fault {faults}");
+            let now = content([group, parent]);
+            let changed: Vec<_> = now
+                .iter()
+                .filter(|(file, text)| before.get(*file) != Some(*text))
+                .collect();
+            assert_eq!(changed, [], "fault {faults}");
+            assert_eq!(now.len(), before.len(), "fault {faults}");
         }
         unreachable!("the range has no end")
     }
@@ -343,8 +415,18 @@ mod tests {
         let mut sets = sets();
         for limits in &mut sets {
             // What this machine lacks is refused before the first write; not the point here.
-            while let Err(Error::Unsupported { knob, .. }) = group.apply(limits) {
-                limits.unset(knob);
+            loop {
+                match group.apply(limits) {
+                    Err(Error::Unsupported { knob, .. }) => limits.unset(knob),
+                    Err(Error::ControllerUnavailable { controller, .. }) => {
+                        let its = |knob: &&Knob| knob.controller() == controller;
+                        Knob::ALL
+                            .iter()
+                            .filter(its)
+                            .for_each(|&knob| limits.unset(knob));
+                    }
+                    other => break other.expect("the machine has the rest"),
+                }
             }
         }
         group.remove().expect("removed");
@@ -352,9 +434,11 @@ mod tests {
         // From nothing, from each to another, and back to nothing.
         let group = parent.create("group").expect("created anew");
         let [first, second, none] = &sets;
-        for limits in [first, second, first, none, second, none] {
+        // Idleness alone, which makes the kernel forget the weight.
+        let idle = Limits::new().cpu_idle(true).pids_max(5);
+        for limits in [first, &idle, none, first, second, none, second, none] {
             let writes = fail_each_write(&group, &parent, limits);
-            assert!(writes >= 4, "only {writes} writes");
+            assert!(writes >= 2, "only {writes} writes");
         }
     }
 

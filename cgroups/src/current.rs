@@ -14,6 +14,7 @@ use crate::keyed::keyed;
 use crate::knob::Knob;
 use crate::limits::Limits;
 use crate::max::Max;
+use crate::partition::Partition;
 use crate::plan::{number, v1_limit, v1_swap};
 use crate::plan_memory::huge_page_name;
 use crate::procfs::Version;
@@ -37,9 +38,12 @@ impl Cgroup {
             limits.cpuset_mems = value::<IdSet>(dir, Knob::CpusetMems.name())?;
             let file = Knob::CpusetPartition.name();
             if let Some(text) = dir.try_read(file)? {
-                // `root invalid (…)` when the processors could not be had.
-                let word = text.split_ascii_whitespace().next().unwrap_or_default();
-                let partition = word.parse().map_err(|error| dir.unforeseen(file, error))?;
+                // `root invalid (…)`, when the processors cannot be had, is like `member`.
+                let partition = match text.trim_end().split_once(' ') {
+                    Some((_, reason)) if reason.starts_with("invalid") => Ok(Partition::Member),
+                    _ => text.trim_end().parse(),
+                };
+                let partition = partition.map_err(|error| dir.unforeseen(file, error))?;
                 limits.cpuset_partition = Some(partition);
             }
         }

@@ -105,7 +105,9 @@ limits! {
     /// The memory nodes that may be used; empty on v2 for those of the parent.
     #[doc(alias = "cpuset.mems")]
     cpuset_mems: IdSet = CpusetMems,
-    /// Whether the processors are the group's alone. v2 only.
+    /// Whether the processors are the group's alone. v2 only. Where they cannot be, because the
+    /// parent is no partition or a sibling has them, [`Error::Refused`](crate::Error::Refused)
+    /// has the kernel's reason.
     #[doc(alias = "cpuset.cpus.partition")]
     cpuset_partition: Partition = CpusetPartition,
     /// Memory that is never reclaimed from the group. v2 only.

@@ -1,6 +1,6 @@
 //! The writes for processors and memory nodes.
 
-use crate::cpu::{CpuQuota, Weight};
+use crate::cpu::CpuQuota;
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 use crate::knob::Knob;
@@ -27,8 +27,22 @@ impl<'a> Plan<'a> {
         if limits.cpu_idle == Some(false) {
             self.push(Knob::CpuIdle, dir, idle_file, &0, &false)?;
         }
+        let weight_file = match version {
+            Version::V1 => "cpu.shares",
+            Version::V2 => "cpu.weight",
+        };
         if let Some(weight) = limits.cpu_weight {
-            self.cpu_weight(version, dir, weight)?;
+            let value = match version {
+                Version::V1 => weight.to_shares(),
+                Version::V2 => weight.get().into(),
+            };
+            self.push(Knob::CpuWeight, dir, weight_file, &value, &weight)?;
+        } else if limits.cpu_idle == Some(true)
+            && self.open(Knob::CpuIdle, dir, idle_file)?.number()? == 0
+        {
+            // The kernel forgets the weight of a group that becomes idle, so an undo must know it.
+            let weight = self.open(Knob::CpuWeight, dir, weight_file)?.number()?;
+            self.push(Knob::CpuWeight, dir, weight_file, &weight, &weight)?;
         }
         // A burst may not exceed the quota: it shrinks before the quota and grows after.
         let burst = limits.cpu_max_burst;
@@ -62,19 +76,6 @@ impl<'a> Plan<'a> {
             self.push(Knob::CpuIdle, dir, idle_file, &1, &true)?;
         }
         Ok(())
-    }
-
-    fn cpu_weight(&mut self, version: Version, dir: &'a Dir, weight: Weight) -> Result<()> {
-        match version {
-            Version::V2 => self.push(Knob::CpuWeight, dir, "cpu.weight", &weight, &weight),
-            Version::V1 => self.push(
-                Knob::CpuWeight,
-                dir,
-                "cpu.shares",
-                &weight.to_shares(),
-                &weight,
-            ),
-        }
     }
 
     fn cpu_max(&mut self, version: Version, dir: &'a Dir, max: Max<CpuQuota>) -> Result<()> {

@@ -58,20 +58,26 @@ impl<'a> Plan<'a> {
         if limits.memory_max.is_none() && limits.memory_swap_max.is_none() {
             return Ok(());
         }
-        let sum_file = self.try_open(dir, SUM)?;
-        if limits.memory_swap_max.is_some() && sum_file.is_none() {
-            return Err(self.group.unsupported(Knob::MemorySwapMax));
-        }
-        let old_memory = v1_limit(self.open(Knob::MemoryMax, dir, MEMORY)?.number()?);
+        let knob = Knob::MemoryMax;
+        let old_memory = v1_limit(self.open(knob, dir, MEMORY)?.number()?);
         // As the kernel will round each of them; rounding only the sum would give swap a page more.
         let memory = limits
             .memory_max
             .unwrap_or(old_memory)
             .map(Bytes::page_aligned);
         let shown = limits.memory_max.unwrap_or(memory);
+        // Where memory is not limited, neither can the sum be.
+        let keeps_sum = limits.memory_swap_max.is_none() && old_memory == Max::Unlimited;
+        let sum_file = if keeps_sum {
+            None
+        } else {
+            self.try_open(dir, SUM)?
+        };
         let Some(sum_file) = sum_file else {
-            let value = bytes_text(memory, "-1");
-            return self.push(Knob::MemoryMax, dir, MEMORY, &value, &shown);
+            if limits.memory_swap_max.is_some() {
+                return Err(self.group.unsupported(Knob::MemorySwapMax));
+            }
+            return self.push(knob, dir, MEMORY, &bytes_text(memory, "-1"), &shown);
         };
         let old_sum = v1_limit(sum_file.number()?);
         let swap = limits

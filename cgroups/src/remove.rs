@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, unlinkat};
+use rustix::fs::{AtFlags, fstat, statat, unlinkat};
 use rustix::io::Errno;
 
 use crate::dir::Dir;
@@ -123,11 +123,17 @@ fn remove_self(dir: &Dir) -> Result<(), Errno> {
     let Some(name) = dir.path().file_name() else {
         return Err(Errno::BUSY);
     };
-    if !dir.is_alive() {
-        return Ok(());
-    }
-    // By way of the directory itself, wherever its parent is mounted.
-    match unlinkat(dir, Path::new("..").join(name), AtFlags::REMOVEDIR) {
+    // By way of the directory itself, wherever its parent is mounted. The kernel never gives the
+    // number of a group to another one, and to compare it is cheaper than to look for a file.
+    let path = Path::new("..").join(name);
+    let is_same = statat(dir, &path, AtFlags::SYMLINK_NOFOLLOW)
+        .and_then(|named| Ok(named.st_ino == fstat(dir)?.st_ino));
+    let removed = match is_same {
+        Ok(true) => unlinkat(dir, &path, AtFlags::REMOVEDIR),
+        Ok(false) => Ok(()),
+        Err(errno) => Err(errno),
+    };
+    match removed {
         Err(Errno::NOENT | Errno::NODEV) => Ok(()),
         other => other,
     }

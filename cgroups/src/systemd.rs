@@ -26,8 +26,9 @@ type NoUnits = Vec<(&'static str, Vec<(&'static str, Variant<'static>)>)>;
 /// systemd takes it from the unit's `OOMPolicy`: with systemd 253 set that to `kill` as well, by
 /// [`TransientUnit::property`].
 ///
-/// Every call has a connection to D-Bus of its own, and the calling thread does all the work. Behind the feature `systemd`. Tested with systemd 252;
-/// 244 knows every property that is used.
+/// Every call has a connection to D-Bus of its own, and the calling thread does all the work.
+/// Behind the feature `systemd`. Tested with systemd 252, as the machine's and as a user's; 244
+/// knows every property that is used.
 ///
 /// ```no_run
 /// use cgroups::{Bytes, Limits, Systemd, TransientUnit};
@@ -61,6 +62,10 @@ impl Systemd {
 
     /// The manager of the user who runs this, found by `DBUS_SESSION_BUS_ADDRESS` or
     /// `XDG_RUNTIME_DIR`. Nothing is opened yet.
+    ///
+    /// It runs while the user is logged in, or always after `loginctl enable-linger`. It can limit
+    /// by the controllers that the machine's systemd passes on to users, which are cpu, memory and
+    /// pids unless configured otherwise; and it moves processes of this user only.
     pub fn user() -> Self {
         let runtime_dir = std::env::var("XDG_RUNTIME_DIR");
         let addresses = [

@@ -205,7 +205,9 @@ impl MemoryWatch {
 
 /// Tells when a fork fails because of `pids.max`.
 ///
-/// To integrate it, poll its descriptor for `POLLIN`, then call [`PidsWatch::changed`].
+/// To integrate it, poll its descriptor for `POLLIN`, then call [`PidsWatch::changed`]. v1 counts,
+/// but does not tell on every kernel (Linux 6.18 does not): there poll with a timeout of your own.
+/// [`PidsWatch::wait`] looks once a second.
 #[doc(alias = "pids.events")]
 #[derive(Debug)]
 pub struct PidsWatch {

@@ -87,6 +87,18 @@ fn a_partition_has_processors_of_its_own() {
         );
         let back = Limits::new().cpuset_partition(Partition::Member);
         scratch.apply(&back).expect("given back");
+        // The kernel takes it below a group that is none, but makes nothing of it.
+        let child = scratch.create("child").expect("created");
+        child.enable(Controller::Cpuset).expect("enabled");
+        let error = child.apply(&limits).expect_err("the parent is none");
+        assert!(error.to_string().contains("invalid"), "{error}");
+        let Error::Refused { knob, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(knob, Knob::CpusetPartition);
+        let now = child.limits().expect("readable");
+        assert_eq!(now.cpuset_partition, Some(Partition::Member));
+        assert_eq!(now.cpuset_cpus, Some(IdSet::new()));
     }
 }
 
