@@ -53,6 +53,9 @@ fn theirs(data: &[u8]) -> Option<Vec<Seen>> {
             // It leaves it to its user that before POSIX a directory was a file whose name ends in a slash.
             EntryType::Regular if path.ends_with(b"/") => 'd',
             EntryType::Regular | EntryType::Continuous => '-',
+            // Where a hard link's header has a size, it looks for the next header after so many bytes. GNU tar, Go and
+            // Python do not, and neither do we: it is the size of the file to which the link leads.
+            EntryType::Link if entry.size() != 0 => return None,
             EntryType::Link => 'h',
             EntryType::Symlink => 'l',
             EntryType::Char => 'c',
