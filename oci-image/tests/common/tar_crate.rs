@@ -42,11 +42,16 @@ fn ours(data: &[u8]) -> Option<Vec<Seen>> {
     Some(seen)
 }
 
+/// It leaves in a long name what follows a zero byte; to GNU tar, Python and us the name ends there.
+fn until_zero(name: &[u8]) -> Vec<u8> {
+    name.split(|&b| b == 0).next().unwrap_or_default().to_vec()
+}
+
 fn theirs(data: &[u8]) -> Option<Vec<Seen>> {
     let mut seen = Vec::new();
     for entry in tar::Archive::new(data).entries().ok()? {
         let entry = entry.ok()?;
-        let path = entry.path_bytes().into_owned();
+        let path = until_zero(&entry.path_bytes());
         let kind = match entry.header().entry_type() {
             // It gives out global headers as entries.
             EntryType::XGlobalHeader => continue,
@@ -66,7 +71,7 @@ fn theirs(data: &[u8]) -> Option<Vec<Seen>> {
         };
         let size = if kind == '-' { entry.size() } else { 0 };
         let link = match kind {
-            'h' | 'l' => entry.link_name_bytes().unwrap_or_default().into_owned(),
+            'h' | 'l' => until_zero(&entry.link_name_bytes().unwrap_or_default()),
             _ => Vec::new(),
         };
         seen.push((trimmed(&path), kind, size, link));
