@@ -73,6 +73,12 @@ const TOOLS: &[Tool] = &[
         present: Some(has_cloud_kernel),
     },
     Tool::program("xz", "xz-utils", "uncompress modules of kernels in tests"),
+    Tool {
+        name: "memtest86+ under /boot",
+        package: "memtest86+",
+        why: "boot it as a guest in tests",
+        present: Some(|| Path::new("/boot/memtest86+x64.bin").exists()),
+    },
 ];
 
 fn has_cloud_kernel() -> bool {

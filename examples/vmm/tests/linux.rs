@@ -4,6 +4,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use common::linux::{boot, initrd, kernel};
 use common::{Running, Scratch, run};
@@ -83,12 +84,36 @@ fn a_running_machine_is_saved_and_goes_on_twice() {
     // It goes on, and ends when it is told to.
     machine.wait_for(|out| ticks(out).last().unwrap() > &(last + 1));
     machine.shut_down();
-    // From the same moment, as often as one likes.
+    // From the same moment, as often as one likes; but the guest knows how late it is.
+    std::thread::sleep(Duration::from_secs(5));
     for _ in 0..2 {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap();
         let ran = run(&["restore", &saved, "--timeout", "4"]);
         assert_eq!(ran.status, 10, "{}", ran.err);
         let first = ran.out.lines().find_map(|l| l.strip_prefix("tick "));
         let first: u64 = first.expect("it goes on").trim().parse().unwrap();
         assert!((last..=last + 1).contains(&first), "{first} after {last}");
+        let time = ran.out.lines().rev().find_map(|l| l.strip_prefix("time="));
+        let time: u64 = time.expect("it tells the time").trim().parse().unwrap();
+        assert!(time + 2 >= now.as_secs(), "{time} at {now:?}");
     }
+}
+
+#[test]
+#[ignore = "needs lab"]
+fn memtest_speaks_on_the_serial_port() {
+    let dir = Scratch::new();
+    let mut args = vec![
+        "boot",
+        "--kernel",
+        "/boot/memtest86+x64.bin",
+        "--memory",
+        "32",
+    ];
+    args.extend(["--cmdline", "console=ttyS0,115200"]);
+    let mut machine = Running::start(&dir, "memtest", &args);
+    machine.wait_for(|out| out.contains("Memtest86+") && out.contains("Pass"));
+    machine.shut_down();
 }

@@ -59,7 +59,9 @@ fn one_that_is_not_finished_leaves_the_one_before() {
     let dir = Scratch::new();
     let (kernel, store) = set_up(&dir);
     let from = format!("{store}/s");
-    let mut machine = Running::start(&dir, "first", &boot(&kernel, &store));
+    let mut args = boot(&kernel, &store);
+    args.push("--no-jail");
+    let mut machine = Running::start(&dir, "first", &args);
     machine.wait_for(|out| counts(out).len() > 1);
     machine.save("s");
     for round in 0..20u64 {
@@ -69,7 +71,8 @@ fn one_that_is_not_finished_leaves_the_one_before() {
         machine.kill();
         drop(asked);
         let name = format!("again{round}");
-        machine = Running::start(&dir, &name, &["restore", &from, "--snapshots", &store]);
+        let args = ["restore", &from, "--snapshots", &store, "--no-jail"];
+        machine = Running::start(&dir, &name, &args);
         machine.wait_for(|out| counts(out).len() > 1);
     }
     machine.save("s");

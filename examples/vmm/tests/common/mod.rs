@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kvm_vcpu::{Asm, Bits, Cond, Reg};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// What a run left behind.
 #[derive(Debug)]
@@ -146,7 +147,7 @@ impl Running {
         assert!(!fs::exists(&self.control).unwrap());
     }
 
-    /// Kills it as it is (kill -9).
+    /// Kills it as it is (kill -9). From a jail it would leave its control group.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -160,7 +161,18 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have ended already. If it can, it is to remove its control group.
+        if let Ok(None) = self.child.try_wait()
+            && let Some(pid) = Pid::from_raw(self.child.id().cast_signed())
+        {
+            let _ = kill_process(pid, Signal::TERM);
+            for _ in 0..500 {
+                if !matches!(self.child.try_wait(), Ok(None)) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
