@@ -103,6 +103,11 @@ pub(crate) struct RunArgs {
     /// A Unix socket to control the machine by HTTP: pause, resume, snapshot, metrics, shutdown
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+    /// A Unix socket at which gdb is waited for (`target remote PATH`): it has the first vCPU before
+    /// its first instruction
+    #[cfg(feature = "gdb")]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) gdb: Option<PathBuf>,
     /// The directory in which the control socket's clients save snapshots, by name. Without it they
     /// save them anywhere by path, but not from the jail
     #[arg(long, value_name = "DIR")]
@@ -114,6 +119,17 @@ pub(crate) struct RunArgs {
     /// Do not shut the machine in
     #[arg(long, conflicts_with = "jail")]
     pub(crate) no_jail: bool,
+}
+
+impl RunArgs {
+    /// The sockets that this program makes and removes.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &PathBuf> {
+        #[cfg(feature = "gdb")]
+        let gdb = self.gdb.iter();
+        #[cfg(not(feature = "gdb"))]
+        let gdb = std::iter::empty();
+        self.control.iter().chain(gdb)
+    }
 }
 
 #[derive(Debug, Args)]

@@ -95,6 +95,16 @@ impl Socket {
         })
     }
 
+    /// Waits for one client (gdb), after whom nobody can connect.
+    #[cfg(feature = "gdb")]
+    pub(crate) fn accept(self) -> Result<UnixStream, Error> {
+        let accepted = self.listener.accept().map_err(|source| Error::Host {
+            what: "wait for gdb",
+            source,
+        });
+        accepted.map(|(stream, _)| stream)
+    }
+
     /// Serves it, until the machine has ended and the name is dropped.
     pub(crate) fn serve(self, happens: Sender<Happening>, jailed: bool) -> Name {
         serve(self.listener, happens, jailed);
@@ -118,7 +128,11 @@ fn serve(listener: UnixListener, happens: Sender<Happening>, jailed: bool) {
 fn attend(stream: &UnixStream, happens: &Sender<Happening>) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let (status, body) = match read_request(&mut BufReader::new(stream)) {
+    let request = read_request(&mut BufReader::new(stream));
+    // Afterwards there would be nobody to answer.
+    let ends = matches!(request, Ok(Command::Shutdown));
+    let (status, body) = match request {
+        Ok(Command::Shutdown) => (200, json!({})),
         Ok(command) => {
             let (answer, answers) = mpsc::channel();
             let request = Request { command, answer };
@@ -140,12 +154,16 @@ fn attend(stream: &UnixStream, happens: &Sender<Happening>) -> io::Result<()> {
         500 => "Internal Server Error",
         _ => "Service Unavailable",
     };
-    let mut stream = stream;
-    write!(
-        stream,
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+    let head = format!(
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
-    )
+    );
+    let mut stream = stream;
+    let written = stream.write_all((head + &body).as_bytes());
+    if ends {
+        let _ = happens.send(Happening::Ended(Ok(Some(End::Stopped))));
+    }
+    written
 }
 
 type Refusal = (u16, String);
@@ -231,9 +249,8 @@ fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, Refusal> {
     }
 }
 
-/// Does what is asked; says when that ends the machine.
-pub(crate) fn answer(machine: &Assembled, request: Request) -> Option<End> {
-    let mut end = None;
+/// Does what is asked.
+pub(crate) fn answer(machine: &Assembled, request: Request) {
     let done = Ok::<_, Error>(json!({}));
     let answer = match request.command {
         Command::Machine => Ok(json!(machine.machine)),
@@ -262,10 +279,8 @@ pub(crate) fn answer(machine: &Assembled, request: Request) -> Option<End> {
             }
         }
         Command::Snapshot(to) => snapshot::save(machine, &to).map(|w| json!(w)),
-        Command::Shutdown => {
-            end = Some(End::Stopped);
-            done
-        }
+        // Whoever read it ends the machine.
+        Command::Shutdown => done,
     };
     let answer = match answer {
         Ok(body) => (200, body),
@@ -273,7 +288,6 @@ pub(crate) fn answer(machine: &Assembled, request: Request) -> Option<End> {
     };
     // The client may be gone.
     let _ = request.answer.send(answer);
-    end
 }
 
 fn metrics(machine: &Assembled) -> Value {

@@ -34,6 +34,9 @@ pub(crate) mod call {
 pub(crate) enum Work {
     /// Runs a vCPU.
     Processor,
+    /// Runs a vCPU that gdb has.
+    #[cfg(feature = "gdb")]
+    Debugged,
     /// Serves a virtio device, which needs these beside what all devices do.
     Device(&'static [i64]),
     /// Passes on what comes on standard input.
@@ -113,6 +116,15 @@ impl Work {
                 call::TIMER_SETTIME,
                 call::TIMER_DELETE,
             ],
+            #[cfg(feature = "gdb")]
+            Self::Debugged => &[
+                call::IOCTL,
+                call::TIMER_CREATE,
+                call::TIMER_SETTIME,
+                call::TIMER_DELETE,
+                call::RECVFROM,
+                call::SETSOCKOPT,
+            ],
             Self::Device(calls) => calls,
             Self::Input => &[],
             Self::Signals => &[call::RECVFROM],
@@ -129,6 +141,8 @@ impl Work {
                 call::FSYNC,
                 call::FTRUNCATE,
                 call::COPY_FILE_RANGE,
+                // That of a vCPU that gdb had.
+                call::TIMER_DELETE,
                 // Snapshots: below the directory that was handed in, there being no other.
                 call::OPENAT,
                 call::GETDENTS64,
@@ -148,6 +162,8 @@ impl Work {
             (call::SOCKET, _) => vec![(0, Eq, AF_UNIX)],
             (call::FCNTL, _) => requests(&[F_GETFD, F_GETFL, F_DUPFD_CLOEXEC]),
             (call::IOCTL, Self::Processor) => vec![(1, mask, kvm)],
+            #[cfg(feature = "gdb")]
+            (call::IOCTL, Self::Debugged) => vec![(1, mask, kvm), (1, Eq, FIONBIO)],
             (call::IOCTL, Self::Main) => {
                 let mut all: Vec<_> = requests(&TERMINAL_MODES);
                 all.extend([(1, mask, kvm), (1, Eq, FICLONE)]);

@@ -100,7 +100,7 @@ pub(crate) fn enter(machine: &Machine, run: &RunArgs) -> Result<u8, Error> {
         what: format!("cannot remove its control group: {e}"),
     })?;
     // From inside, where there are no paths, it could not be removed.
-    if let Some(socket) = &run.control {
+    for socket in run.sockets() {
         crate::control::remove(socket);
     }
     if let Some(signal) = status.signal() {

@@ -16,6 +16,8 @@ mod filter;
 mod firmware;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+#[cfg(feature = "gdb")]
+mod gdb;
 mod generation;
 mod guests;
 mod image;

@@ -167,6 +167,8 @@ impl Assembled {
         // What is still to be opened, while there are files.
         let report = args.stats.as_deref().map(Report::open).transpose()?;
         let control = args.control.as_deref().map(Socket::bind).transpose()?;
+        #[cfg(feature = "gdb")]
+        let gdb = args.gdb.as_deref().map(Socket::bind).transpose()?;
         let jailed = jail::is_inside();
         let mut store = args.snapshots.as_deref().map(snapshot::store).transpose()?;
         if jailed {
@@ -191,17 +193,31 @@ impl Assembled {
             input::pass_to_serial(&this, happens.clone(), jailed);
         }
         let control = control.map(|socket| socket.serve(happens.clone(), jailed));
+        #[cfg(feature = "gdb")]
+        let mut gdb = gdb.map(Socket::accept).transpose()?;
         let mut threads = this.start_devices(jailed)?;
         this.board.stats.first_run();
         for index in 0..this.processors.vcpus.len() {
             let (this, happens) = (this.clone(), happens.clone());
+            #[cfg(feature = "gdb")]
+            let gdb = gdb.take();
             let thread = spawn(format!("vcpu{index}"), move || {
-                let held = if jailed {
-                    Work::Processor.hold()
+                #[cfg(feature = "gdb")]
+                let work = if gdb.is_some() {
+                    Work::Debugged
                 } else {
-                    Ok(())
+                    Work::Processor
                 };
-                let ended = held.and_then(|()| this.processors.run(index, &this.board));
+                #[cfg(not(feature = "gdb"))]
+                let work = Work::Processor;
+                let held = if jailed { work.hold() } else { Ok(()) };
+                let ended = held.and_then(|()| {
+                    #[cfg(feature = "gdb")]
+                    if let Some(gdb) = gdb {
+                        return this.processors.run_under_gdb(gdb, &this.board);
+                    }
+                    this.processors.run(index, &this.board)
+                });
                 // Nobody listens any more when the machine has ended.
                 let _ = happens.send(Happening::Ended(ended));
             })?;
@@ -283,9 +299,7 @@ impl Assembled {
                 Ok(Happening::Ended(Ok(None))) => {}
                 Ok(Happening::Ended(Err(e))) => return Err(e),
                 Ok(Happening::Request(request)) => {
-                    if let Some(end) = control::answer(self, request) {
-                        return Ok(end);
-                    }
+                    control::answer(self, request);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let vcpus = self.processors.pause();

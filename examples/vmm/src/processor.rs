@@ -93,20 +93,51 @@ impl Processors {
                     return Ok(Some(end));
                 }
             }
-            // Whoever stopped it may want to save it: it is left between two instructions.
-            while let Some(exit) = vcpu.settle()? {
-                board.stats.exit(&exit);
-                if let Some(end) = handle(&mut vcpu, exit, board)? {
-                    return Ok(Some(end));
-                }
+            if let Some(end) = settle(&mut vcpu, board)? {
+                return Ok(Some(end));
             }
         }
         Ok(None)
     }
+
+    /// Gives the first vCPU to gdb until its session ends, and runs it on.
+    #[cfg(feature = "gdb")]
+    pub(crate) fn run_under_gdb(
+        &self,
+        gdb: std::os::unix::net::UnixStream,
+        board: &Board,
+    ) -> Result<Option<End>, Error> {
+        let is_running = || {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            *state == State::Running
+        };
+        let end = {
+            let mut vcpu = self.vcpus[0].lock().unwrap_or_else(PoisonError::into_inner);
+            match crate::gdb::serve(&mut vcpu, gdb, board, is_running)? {
+                None => settle(&mut vcpu, board)?,
+                end => end,
+            }
+        };
+        match end {
+            None => self.run(0, board),
+            end => Ok(end),
+        }
+    }
+}
+
+/// Leaves a vCPU between two instructions: whoever stopped it may want to save it.
+fn settle(vcpu: &mut Vcpu, board: &Board) -> Result<Option<End>, Error> {
+    while let Some(exit) = vcpu.settle()? {
+        board.stats.exit(&exit);
+        if let Some(end) = handle(vcpu, exit, board)? {
+            return Ok(Some(end));
+        }
+    }
+    Ok(None)
 }
 
 /// Does what the guest wants of the machine.
-fn handle(vcpu: &mut Vcpu, exit: Exit, board: &Board) -> Result<Option<End>, Error> {
+pub(crate) fn handle(vcpu: &mut Vcpu, exit: Exit, board: &Board) -> Result<Option<End>, Error> {
     match exit {
         Exit::PortOut(out) => return board.port_out(out.port, out.data()),
         Exit::PortIn(read) => {
