@@ -6,6 +6,10 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::fs::{OFlags, inotify};
 use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 
 use crate::controller::Controller;
 use crate::counters::Counters;
@@ -20,6 +24,12 @@ use crate::wait::{Deadline, poll_until};
 
 /// A group that is removed tells nobody, so it is looked for at least so often.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often to look where the kernel counts and tells nobody.
+const LOOK_OFTEN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 /// v1 tells of an OOM but not of the kill that follows.
 const KILL_FOLLOWS: Duration = Duration::from_millis(10);
@@ -64,6 +74,24 @@ impl Notifier {
             fd,
             dir: dir.try_clone()?,
             file: FILE,
+            patience: LOOK,
+        })
+    }
+
+    /// By the clock: readable ten times a second.
+    fn on_clock(dir: &Dir, file: &'static str) -> Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let every = Itimerspec {
+            it_interval: LOOK_OFTEN,
+            it_value: LOOK_OFTEN,
+        };
+        let fd = timerfd_create(TimerfdClockId::Monotonic, flags)
+            .and_then(|fd| timerfd_settime(&fd, TimerfdTimerFlags::empty(), &every).map(|_| fd))
+            .map_err(|errno| dir.error("make a timer for", file, errno))?;
+        Ok(Self {
+            fd,
+            dir: dir.try_clone()?,
+            file,
             patience: LOOK,
         })
     }
@@ -206,8 +234,8 @@ impl MemoryWatch {
 /// Tells when a fork fails because of `pids.max`.
 ///
 /// To integrate it, poll its descriptor for `POLLIN`, then call [`PidsWatch::changed`]. v1 counts,
-/// but does not tell on every kernel (Linux 6.18 does not): there poll with a timeout of your own.
-/// [`PidsWatch::wait`] looks once a second.
+/// but does not tell on every kernel (Linux 6.18 does not): there it becomes readable ten times a
+/// second, so that one looks.
 #[doc(alias = "pids.events")]
 #[derive(Debug)]
 pub struct PidsWatch {
@@ -364,8 +392,11 @@ impl Cgroup {
     /// [`Error::ControllerUnavailable`](crate::Error::ControllerUnavailable); as [`Cgroup::enable`] on v2.
     pub fn watch_pids(&self) -> Result<PidsWatch> {
         self.enable(Controller::Pids)?;
-        let (_, dir) = self.dir_of(Controller::Pids)?;
-        let notifier = Notifier::on_file(dir, "pids.events")?;
+        let (version, dir) = self.dir_of(Controller::Pids)?;
+        let notifier = match version {
+            Version::V2 => Notifier::on_file(dir, "pids.events")?,
+            Version::V1 => Notifier::on_clock(dir, "pids.events")?,
+        };
         let last = pids_failures(dir)?;
         Ok(PidsWatch { notifier, last })
     }

@@ -6,9 +6,9 @@ use crate::{Hypercall, MmioRead, MmioWrite, MsrRead, MsrWrite, PortIn, PortOut};
 /// Why a vCPU came out of the guest, with everything the kernel says about it.
 ///
 /// An exit owns its data: the vCPU is free for whatever handling it needs. Exits that the guest
-/// waits on for an answer make a [`Reply`], which [`Vcpu::reply`](crate::Vcpu::reply) takes. What
-/// nobody answers ends as on hardware where nobody listens: reads of ports and memory give all ones,
-/// and accesses to model-specific registers a `#GP`.
+/// waits on for an answer make a [`Reply`](crate::Reply), which
+/// [`Vcpu::reply`](crate::Vcpu::reply) takes. What nobody answers ends as on hardware where nobody
+/// listens: reads of ports and memory give all ones, and accesses to model-specific registers a `#GP`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Exit {
