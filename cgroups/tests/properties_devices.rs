@@ -19,24 +19,32 @@ const NODES: [(&str, u32); 4] = [
     ("/dev/urandom", 9),
 ];
 
-/// The one that is also made, which takes a program.
-const MADE: u32 = 5;
-
-const TRIES: [Access; 3] = [Access::READ, Access::WRITE, Access::MKNOD];
+/// Nodes that are made, which takes a program each. Nobody need drive them.
+const MADE: [(DeviceKind, DeviceNumber); 4] = [
+    (DeviceKind::Char, DeviceNumber::new(1, 5)),
+    (DeviceKind::Char, DeviceNumber::new(60, 3)),
+    (DeviceKind::Block, DeviceNumber::new(60, 3)),
+    (DeviceKind::Block, DeviceNumber::new(1, 7)),
+];
 
 /// Tries everything from inside the group. A letter for each node and kind of access.
 fn try_all(scratch: &Scratch) -> Vec<bool> {
     let directory = std::env::temp_dir().join(support::unique());
     std::fs::create_dir(&directory).expect("created");
     let mut script = String::from("exec 2>&-\n");
-    for (path, minor) in NODES {
+    for (path, _) in NODES {
         // Redirections of `true`, a builtin, cost no process.
         script.push_str(&answer(&format!("true < {path}")));
         script.push_str(&answer(&format!("true > {path}")));
-        if minor == MADE {
-            let node = directory.join("node");
-            script.push_str(&answer(&format!("mknod {} c 1 {minor}", node.display())));
-        }
+    }
+    for (index, (kind, number)) in MADE.into_iter().enumerate() {
+        let node = directory.join(index.to_string());
+        let kind = if kind == DeviceKind::Char { 'c' } else { 'b' };
+        let (major, minor) = (number.major, number.minor);
+        script.push_str(&answer(&format!(
+            "mknod {} {kind} {major} {minor}",
+            node.display()
+        )));
     }
     let mut command = shell(&script);
     command.stdout(Stdio::piped());
@@ -52,26 +60,21 @@ fn answer(attempt: &str) -> String {
 }
 
 fn expected(rules: &DeviceRules) -> Vec<bool> {
-    NODES
-        .into_iter()
-        .flat_map(|(_, minor)| {
-            let tries = if minor == MADE {
-                &TRIES[..]
-            } else {
-                &TRIES[..2]
-            };
-            tries.iter().map(move |&access| {
-                let number = DeviceNumber::new(1, minor);
-                rules.permits(DeviceKind::Char, number, access)
-            })
-        })
+    let opened = NODES.into_iter().flat_map(|(_, minor)| {
+        [Access::READ, Access::WRITE]
+            .map(|access| (DeviceKind::Char, DeviceNumber::new(1, minor), access))
+    });
+    let made = MADE.map(|(kind, number)| (kind, number, Access::MKNOD));
+    opened
+        .chain(made)
+        .map(|(kind, number, access)| rules.permits(kind, number, access))
         .collect()
 }
 
 fn rule() -> impl Strategy<Value = DeviceRule> {
     let kind = prop_oneof![
         1 => Just(None),
-        1 => Just(Some(DeviceKind::Block)),
+        2 => Just(Some(DeviceKind::Block)),
         6 => Just(Some(DeviceKind::Char))
     ];
     let minor = prop::option::weighted(0.8, prop::sample::select(vec![3_u32, 5, 7, 9]));
@@ -82,7 +85,7 @@ fn rule() -> impl Strategy<Value = DeviceRule> {
         Access::READ | Access::WRITE,
         Access::ALL,
     ]);
-    let major = prop::option::weighted(0.9, 1..=2_u32);
+    let major = prop::option::weighted(0.9, prop::sample::select(vec![1_u32, 1, 2, 60]));
     (any::<bool>(), kind, major, minor, access).prop_map(|(allow, kind, major, minor, access)| {
         DeviceRule {
             allow,
