@@ -209,11 +209,10 @@ fn two_processes_race_on_one_group() {
     const NAME: &str = "COFFERDAM_TEST_RACE";
     let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
     if let Some(name) = std::env::var_os(NAME) {
-        let mut through = 0;
         for _ in 0..ROUNDS {
             match live(&hierarchy, Path::new(&name)) {
-                Ok(()) => through += 1,
-                Err(
+                Ok(())
+                | Err(
                     Error::AlreadyExists { .. }
                     | Error::NotFound { .. }
                     | Error::Vanished { .. }
@@ -228,7 +227,6 @@ fn two_processes_race_on_one_group() {
                 Err(error) => panic!("{error:?}"),
             }
         }
-        assert!(through > 0, "never alone in {ROUNDS} rounds");
         return;
     }
     let parent = Scratch::new();
@@ -255,10 +253,8 @@ fn two_processes_race_on_one_group() {
             "{text}"
         );
     }
-    if let Ok(left) = parent.open("contested") {
-        left.kill().expect("killed");
-        left.remove().expect("removed");
-    }
+    // Whatever the two have left, one alone gets through.
+    live(&hierarchy, &name).expect("nobody is in the way");
     assert_eq!(parent.children().expect("readable"), [] as [PathBuf; 0]);
 }
 

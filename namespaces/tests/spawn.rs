@@ -438,7 +438,7 @@ fn contradictions_are_refused() {
     let error = |command: &mut Command| command.start().expect_err("a contradiction").to_string();
     assert_eq!(
         error(sh("true").root("/")),
-        "root: it needs a new mount namespace; unshare Namespace::Mount"
+        "root: it needs a mount namespace; unshare Namespace::Mount, join one, or see Root::shared"
     );
     assert_eq!(
         error(sh("true").hostname("x")),
