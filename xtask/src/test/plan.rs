@@ -118,7 +118,11 @@ impl Plan {
             .packages
             .iter()
             .filter(|p| is_wanted(&p.name))
-            .filter(|p| p.targets.iter().any(|t| t.kind.contains(&TargetKind::Lib)))
+            .filter(|p| {
+                p.targets
+                    .iter()
+                    .any(|t| t.kind.contains(&TargetKind::Lib) && t.doctest)
+            })
             .map(|p| p.name.to_string())
             .collect();
 
