@@ -248,3 +248,71 @@ fn packets_are_classified_on_v1_only() {
         assert_eq!(now.net_cls_classid, class.net_cls_classid);
     }
 }
+
+/// Runs a program of the lab, which must succeed.
+fn run(line: &str) {
+    let mut words = line.split(' ');
+    let program = words.next().expect("a program");
+    let status = std::process::Command::new(program).args(words).status();
+    assert!(status.expect("installed").success(), "{line}");
+}
+
+/// A device for remote memory over an Ethernet that leads nowhere.
+struct Rdma;
+
+impl Rdma {
+    const NAME: &str = "rxe0";
+
+    fn new() -> Self {
+        run("modprobe -a dummy rdma_rxe");
+        run("ip link add cofferdam0 type dummy");
+        let made = Self;
+        run("ip link set cofferdam0 up");
+        run("rdma link add rxe0 type rxe netdev cofferdam0");
+        made
+    }
+}
+
+impl Drop for Rdma {
+    fn drop(&mut self) {
+        // The device goes with its Ethernet.
+        run("ip link delete cofferdam0");
+    }
+}
+
+#[test]
+#[ignore = "needs lab"]
+fn a_device_for_remote_memory_is_limited() {
+    let _device = Rdma::new();
+    let scratch = Scratch::new();
+    let of = |handles, objects| {
+        let mut max = RdmaMax::UNLIMITED;
+        max.handles = handles;
+        max.objects = objects;
+        let mut limits = Limits::new();
+        limits.rdma_max = Some(BTreeMap::from([(Rdma::NAME.to_owned(), max)]));
+        limits
+    };
+    for limits in [
+        of(Max::At(2), Max::Unlimited),
+        of(Max::Unlimited, Max::At(1_000)),
+        of(Max::At(0), Max::At(0)),
+    ] {
+        scratch.apply(&limits).expect("applied");
+        let now = scratch
+            .limits()
+            .expect("readable")
+            .rdma_max
+            .expect("enabled");
+        assert_eq!(Some(&now), limits.rdma_max.as_ref());
+    }
+    let used = scratch.rdma_stats().expect("readable").expect("enabled");
+    assert_eq!((used[Rdma::NAME].handles, used[Rdma::NAME].objects), (0, 0));
+    // One that is not there is told, and what was set before it is undone.
+    let before = scratch.limits().expect("readable");
+    let mut wrong = of(Max::At(7), Max::At(7)).pids_max(9);
+    let missing = (String::from("rxe1"), RdmaMax::UNLIMITED);
+    wrong.rdma_max.as_mut().expect("set").extend([missing]);
+    scratch.apply(&wrong).expect_err("no such device");
+    assert_eq!(scratch.limits().expect("readable"), before);
+}
