@@ -288,7 +288,7 @@ mod tests {
                 let path = entry.expect("listed").path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let counts = [
-                    "stat", "usage", "pressure", "events", "peak", "slabinfo", "io_serv",
+                    "stat", "usage", "current", "pressure", "events", "peak", "slabinfo", "io_serv",
                 ];
                 if path.is_dir() || counts.iter().any(|part| name.contains(part)) {
                     continue;
