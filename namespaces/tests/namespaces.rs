@@ -90,8 +90,10 @@ fn every_kind_can_be_joined() {
 #[test]
 fn a_root_is_made_in_a_joined_mount_namespace() {
     let rootfs = Rootfs::new();
-    let mut first = Command::new("cat");
+    // A static program: one that is still looking for its libraries would lose them with the root.
+    let mut first = Command::new(rootfs.join("bin/busybox"));
     first
+        .arg("cat")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .unshare([Namespace::User, Namespace::Mount, Namespace::Pid])
