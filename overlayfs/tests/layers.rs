@@ -19,6 +19,8 @@ const INTERFACES: [Interface; 3] = [Interface::Auto, Interface::OnePage, Interfa
 #[test]
 #[ignore = "needs root"]
 fn five_hundred_layers_are_stacked() {
+    // Two at a time would open more files than a process may by default.
+    let _alone = common::alone();
     for interface in INTERFACES {
         let scratch = Scratch::new();
         let layers: Vec<PathBuf> = (0..MAX_LOWER_LAYERS)
@@ -100,6 +102,8 @@ fn paths_longer_than_the_kernels_limit_can_be_layers() {
 #[test]
 #[ignore = "needs root"]
 fn five_hundred_layers_can_have_the_longest_paths() {
+    // Two at a time would open more files than a process may by default.
+    let _alone = common::alone();
     let ways = INTERFACES
         .map(|interface| (interface, false))
         .into_iter()

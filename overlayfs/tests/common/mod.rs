@@ -13,12 +13,13 @@ use rustix::mount::{
 };
 
 /// Between fork and exec a program holds what other threads have open, and with it their overlays:
-/// they would find them in use. So tests that start programs run alone.
+/// they would find them in use. So tests that start programs run alone, and those that open very many
+/// files.
 static PROGRAMS: RwLock<()> = RwLock::new(());
 
 thread_local!(static HAS_LOCK: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
 
-/// Keeps other tests of this program waiting; to be called first in a test that starts programs.
+/// Keeps other tests of this program waiting; to be called first in a test.
 pub fn alone() -> RwLockWriteGuard<'static, ()> {
     HAS_LOCK.set(true);
     PROGRAMS.write().unwrap_or_else(PoisonError::into_inner)
