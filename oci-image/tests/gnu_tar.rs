@@ -162,26 +162,14 @@ fn the_result_is_that_of_gnu_tar() {
             .status()
             .unwrap();
         assert!(status.success());
-        let (theirs, ours) = (dir.path().join("theirs"), dir.path().join("ours"));
-        fs::create_dir(&theirs).unwrap();
-        fs::create_dir(&ours).unwrap();
-        let status = Command::new("tar")
-            .args(["--numeric-owner", "-p", "-C"])
-            .arg(&theirs)
-            .arg("-xf")
-            .arg(&archive)
-            .status()
-            .unwrap();
-        assert!(status.success());
-        Unpacker::new(UnpackOptions::new(Whiteouts::Apply), Limits::default())
-            .unpack(
-                std::io::BufReader::new(File::open(&archive).unwrap()),
-                File::open(&ours).unwrap(),
-            )
-            .unwrap_or_else(|error| panic!("{format:?}: {error}"));
-        assert_eq!(facts(&ours), facts(&theirs), "{format:?}");
-        fs::remove_dir_all(&theirs).unwrap();
-        fs::remove_dir_all(&ours).unwrap();
+        let (one, two) = (dir.path().join("ours"), dir.path().join("theirs"));
+        let skipped = ours(&archive, &one).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        assert_eq!(skipped, [], "{format:?}");
+        let output = theirs(&archive, &two);
+        assert!(output.status.success(), "{format:?}: {output:?}");
+        assert_eq!(facts(&one), facts(&two), "{format:?}");
+        fs::remove_dir_all(&one).unwrap();
+        fs::remove_dir_all(&two).unwrap();
     }
 }
 
