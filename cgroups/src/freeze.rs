@@ -13,7 +13,7 @@ use crate::error::{Error, ParseError, Result};
 use crate::group::Cgroup;
 use crate::knob::Knob;
 use crate::procfs::Version;
-use crate::wait::{Deadline, poll_until};
+use crate::wait::{Deadline, LOOK, poll_until};
 
 const V1_FILE: &str = "freezer.state";
 const V2_FILE: &str = "cgroup.freeze";
@@ -95,12 +95,12 @@ impl Cgroup {
                     if frozen(dir, &String::from_utf8_lossy(&buffer))? == wanted {
                         break true;
                     }
-                    let mut fds = [PollFd::new(&events, PollFlags::PRI)];
-                    let woken = poll_until(&mut fds, deadline)
-                        .map_err(|errno| dir.error("wait for", "cgroup.events", errno))?;
-                    if !woken {
+                    if deadline.has_passed() {
                         break false;
                     }
+                    let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+                    poll_until(&mut fds, deadline.at_most(LOOK))
+                        .map_err(|errno| dir.error("wait for", "cgroup.events", errno))?;
                 }
             }
             (Version::V1, dir) => loop {

@@ -15,6 +15,10 @@ use crate::hierarchy::Tree;
 use crate::processes::read_pids_recursively;
 use crate::procfs::Version;
 
+/// A group that is removed tells nobody, and takes with it what it was about to tell: the kernel
+/// spaces notifications by 10 ms. So it is looked for at least so often.
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
+
 /// A point in time until which to wait.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
@@ -173,11 +177,12 @@ fn wait_events(dir: &Dir, deadline: Deadline) -> Result<bool> {
     let events = dir.open_file("cgroup.events", OFlags::RDONLY)?;
     // Reading arms the notification, so nothing that happens after it is missed.
     while populated(dir, events.as_fd())? {
-        let woken = poll_until(&mut [PollFd::new(&events, PollFlags::PRI)], deadline)
-            .map_err(|errno| dir.error("wait for", "cgroup.events", errno))?;
-        if !woken {
+        if deadline.has_passed() {
             return Ok(false);
         }
+        let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+        poll_until(&mut fds, deadline.at_most(LOOK))
+            .map_err(|errno| dir.error("wait for", "cgroup.events", errno))?;
     }
     Ok(true)
 }

@@ -20,10 +20,7 @@ use crate::knob::Knob;
 use crate::procfs::Version;
 use crate::stats::{MemoryEvents, memory_events};
 use crate::stats_io::counters;
-use crate::wait::{Deadline, poll_until};
-
-/// A group that is removed tells nobody, so it is looked for at least so often.
-const LOOK: Duration = Duration::from_secs(1);
+use crate::wait::{Deadline, LOOK, poll_until};
 
 /// How often to look where the kernel counts and tells nobody.
 const LOOK_OFTEN: Timespec = Timespec {

@@ -3,10 +3,11 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cgroups::{Controller, Error, Hierarchy, Version};
+use cgroups::{Cgroup, Controller, Error, Hierarchy, Version};
 use support::{Running, Scratch};
 
 const SOON: Duration = Duration::from_mins(1);
@@ -170,6 +171,39 @@ fn waiting_for_emptiness_has_an_end() {
     assert!(matches!(error, Error::Busy { .. }), "{error}");
     drop(child);
     scratch.wait_empty(SOON).expect("it is gone");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn who_waits_for_a_group_that_is_removed_hears_of_it() {
+    let scratch = Scratch::new();
+    let wait = |wait: fn(&Cgroup, Duration) -> cgroups::Result<()>, remove: fn(&Cgroup)| {
+        let group = scratch.create("gone").expect("created");
+        let child = Running::in_group(&group, "exec sleep 100");
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| wait(&group, SOON));
+            remove(&group);
+            drop(child);
+            // Not waiting, as another process would do it.
+            for directory in group.directories() {
+                let busy = |error: std::io::Error| error.kind() == ErrorKind::ResourceBusy;
+                while std::fs::remove_dir(directory).is_err_and(busy) {}
+            }
+            waiter.join().expect("no panic")
+        })
+    };
+    // Nothing at all is told of it.
+    let error = wait(Cgroup::wait_frozen, |group| {
+        std::thread::sleep(Duration::from_millis(50));
+        group.kill().expect("killed");
+    });
+    assert!(matches!(error, Err(Error::Vanished { .. })), "{error:?}");
+    // The last event of a group that lived for a moment goes with it, now and then.
+    for _ in 0..10 {
+        let result = wait(Cgroup::wait_empty, |group| group.kill().expect("killed"));
+        let heard = matches!(result, Ok(()) | Err(Error::Vanished { .. }));
+        assert!(heard, "{result:?}");
+    }
 }
 
 #[test]
