@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 /// How often we look whether a program has ended.
 const POLL: Duration = Duration::from_millis(10);
@@ -20,7 +20,9 @@ const ORPHANS: Duration = Duration::from_millis(500);
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    // A signal that has a handler here is a default one for the programs that we run, also where we
+    // were started with it ignored, as by nohup(1).
+    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
         // Without a handler the signal ends us as it always did.
         let _ = signal_hook::flag::register(signal, Arc::clone(&flag));
     }

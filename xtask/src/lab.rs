@@ -4,6 +4,7 @@
 //! file tree; [`agent`] runs the command there; [`wire`] is what the two say to each other.
 
 pub(crate) mod agent;
+mod environment;
 mod initramfs;
 mod kernel;
 mod qemu;
@@ -36,6 +37,10 @@ use wire::{Frame, Start};
 /// A lab that has not come up by then never will; a loaded machine may well take a minute.
 const BOOT_LIMIT: Duration = Duration::from_mins(5);
 
+/// A lab that is up says that it is alive every few seconds ([`wire::PULSE`]); one that is silent
+/// for this long hangs as a whole.
+const SILENCE_LIMIT: Duration = Duration::from_mins(2);
+
 /// The status of a lab that could not run its command, as with env(1), chroot(1) and others.
 const STATUS_FAILED: u8 = 125;
 /// The status of a lab that was ended by `--timeout`, as with timeout(1).
@@ -47,21 +52,6 @@ const BUSYBOX: Tool = Tool {
     why: "start the lab's user space",
     present: Some(|| static_busybox().is_some()),
 };
-
-/// Variables that mean the same in the lab. All others describe the caller's session.
-const KEPT_VARIABLES: [&str; 10] = [
-    "CARGO_HOME",
-    "CARGO_INCREMENTAL",
-    "CARGO_TARGET_DIR",
-    "CI",
-    "COLORTERM",
-    "LANG",
-    "NO_COLOR",
-    "PATH",
-    "TERM",
-    "TZ",
-];
-const KEPT_PREFIXES: [&str; 5] = ["CARGO_TERM_", "LC_", "PROPTEST_", "RUST_", "RUSTUP_"];
 
 /// Run a command as root on another kernel, with this machine's files
 ///
@@ -127,8 +117,8 @@ pub(crate) struct Lab {
     /// Variables beyond those that every lab has.
     pub(crate) env: Vec<(OsString, OsString)>,
     pub(crate) terminal: bool,
-    /// Whether this program's standard input is the command's.
-    pub(crate) input: bool,
+    /// What is passed on as the command's standard input.
+    pub(crate) input: Option<Box<dyn Read + Send>>,
     pub(crate) command: Vec<OsString>,
 }
 
@@ -191,7 +181,7 @@ fn lab_of(args: &Args) -> Result<Lab> {
         out: args.out.clone().unwrap_or_else(|| directory().join("out")),
         env: extra,
         terminal,
-        input: terminal || !on_terminal,
+        input: (terminal || !on_terminal).then(|| Box::new(io::stdin()) as Box<_>),
         command,
     })
 }
@@ -214,7 +204,7 @@ enum Event {
 impl Lab {
     /// Boots the lab, runs the command in it, and ends it. What the command says is written to
     /// `out` and `err` as it comes.
-    pub(crate) fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> Result<End> {
+    pub(crate) fn run(mut self, out: &mut dyn Write, err: &mut dyn Write) -> Result<End> {
         let started = Instant::now();
         tools::require(&[qemu::TOOLS[0], qemu::TOOLS[1], BUSYBOX])?;
         let kernel = match &self.kernel {
@@ -262,73 +252,83 @@ impl Lab {
         let sender = events_in.clone();
         thread::spawn(move || receive(from_lab, &sender));
 
-        let progress = progress(&kernel, self);
+        let progress = progress(&kernel, &self);
         let mut raw = None;
         let mut ready = false;
+        let mut heard = started;
         loop {
-            let limit = match (self.timeout, ready) {
-                (Some(limit), true) => Some(limit),
-                (Some(limit), false) => Some(limit.min(BOOT_LIMIT)),
-                (None, true) => None,
-                (None, false) => Some(BOOT_LIMIT),
+            let hangs = if ready {
+                heard + SILENCE_LIMIT
+            } else {
+                started + BOOT_LIMIT
             };
-            let event = match limit {
-                None => events.recv().ok(),
-                Some(limit) => match events.recv_timeout(limit.saturating_sub(started.elapsed())) {
-                    Ok(event) => Some(event),
-                    Err(RecvTimeoutError::Disconnected) => None,
+            let end = self.timeout.map(|limit| started + limit);
+            let patience = end.map_or(hangs, |end| end.min(hangs));
+            let event =
+                match events.recv_timeout(patience.saturating_duration_since(Instant::now())) {
+                    Ok(event) => event,
+                    Err(RecvTimeoutError::Disconnected) => bail!("the lab's threads are gone"),
                     Err(RecvTimeoutError::Timeout) => {
                         progress.finish_and_clear();
-                        if self.timeout == Some(limit) {
+                        if let Some(limit) = self.timeout.filter(|_| end == Some(patience)) {
                             return Ok(End::TimedOut(limit));
                         }
-                        bail!(
-                            "it did not come up within {} s; {}",
-                            limit.as_secs(),
-                            last_words(&console)
-                        );
+                        drop(raw);
+                        let (what, limit) = if ready {
+                            ("it has given no sign of life for", SILENCE_LIMIT)
+                        } else {
+                            ("it did not come up within", BOOT_LIMIT)
+                        };
+                        bail!("{what} {} s; {}", limit.as_secs(), last_words(&console));
                     }
-                },
-            };
+                };
             let send = |frame: &Frame| {
                 let mut to_lab = to_lab.lock().unwrap_or_else(PoisonError::into_inner);
                 frame.send(&mut *to_lab).context("cannot speak to the lab")
             };
             match event {
-                Some(Event::Frame(frame)) => match frame {
-                    Frame::Ready => {
-                        ready = true;
-                        progress.finish_and_clear();
-                        send(&Frame::Start(self.start()?))?;
-                        if self.terminal {
-                            raw = Some(terminal::Raw::set().context("cannot set the terminal")?);
+                Event::Frame(frame) => {
+                    heard = Instant::now();
+                    match frame {
+                        Frame::Ready => {
+                            ready = true;
+                            progress.finish_and_clear();
+                            send(&Frame::Start(self.start()?))?;
+                            if self.terminal {
+                                raw =
+                                    Some(terminal::Raw::set().context("cannot set the terminal")?);
+                            }
+                            if let Some(input) = self.input.take() {
+                                let (to_lab, events) = (Arc::clone(&to_lab), events_in.clone());
+                                let escape = self.terminal;
+                                thread::spawn(move || pass_input(input, &to_lab, escape, &events));
+                            } else {
+                                send(&Frame::StdinEnd)?;
+                            }
                         }
-                        if self.input {
-                            let (to_lab, events) = (Arc::clone(&to_lab), events_in.clone());
-                            let escape = self.terminal;
-                            thread::spawn(move || pass_input(&to_lab, escape, &events));
-                        } else {
-                            send(&Frame::StdinEnd)?;
-                        }
+                        Frame::Stdout(bytes) => pass_output(out, &bytes)?,
+                        Frame::Stderr(bytes) => pass_output(err, &bytes)?,
+                        Frame::Refused(why) => writeln!(err, "lab: {why}")?,
+                        Frame::Exit(status) => return Ok(End::Status(status)),
+                        Frame::Alive
+                        | Frame::Start(_)
+                        | Frame::Stdin(_)
+                        | Frame::StdinEnd
+                        | Frame::Size(..) => {}
                     }
-                    Frame::Stdout(bytes) => pass_output(out, &bytes)?,
-                    Frame::Stderr(bytes) => pass_output(err, &bytes)?,
-                    Frame::Refused(why) => writeln!(err, "lab: {why}")?,
-                    Frame::Exit(status) => return Ok(End::Status(status)),
-                    Frame::Start(_) | Frame::Stdin(_) | Frame::StdinEnd | Frame::Size(..) => {}
-                },
-                Some(Event::Signal(SIGWINCH)) => {
+                }
+                Event::Signal(SIGWINCH) => {
                     if raw.is_some() {
                         let (rows, columns) = terminal::size();
                         send(&Frame::Size(rows, columns))?;
                     }
                 }
-                Some(Event::Signal(signal)) => {
+                Event::Signal(signal) => {
                     progress.finish_and_clear();
                     return Ok(End::Signal(signal));
                 }
-                Some(Event::Escape) => return Ok(End::Signal(SIGINT)),
-                Some(Event::Broken(error)) => {
+                Event::Escape => return Ok(End::Signal(SIGINT)),
+                Event::Broken(error) => {
                     progress.finish_and_clear();
                     drop(raw);
                     if let Some(error) = error {
@@ -342,7 +342,6 @@ impl Lab {
                     let how = qemu.wait().map_or_else(String::new, |s| format!(" ({s})"));
                     bail!("the machine ended {when}{how}; {}", last_words(&console));
                 }
-                None => bail!("the lab's threads are gone"),
             }
         }
     }
@@ -351,7 +350,7 @@ impl Lab {
     fn start(&self) -> Result<Start> {
         let cwd = env::current_dir().context("the current directory is gone")?;
         let size = self.terminal.then(terminal::size);
-        let mut environment = environment(env::vars_os());
+        let mut environment = environment::of(env::vars_os());
         for (name, value) in &self.env {
             environment.retain(|(n, _)| n != name);
             environment.push((name.clone(), value.clone()));
@@ -508,10 +507,15 @@ fn receive(mut from_lab: ChildStdout, events: &SyncSender<Event>) {
     }
 }
 
-fn pass_input(to_lab: &Mutex<ChildStdin>, escape: bool, events: &SyncSender<Event>) {
+fn pass_input(
+    mut from: impl Read,
+    to_lab: &Mutex<ChildStdin>,
+    escape: bool,
+    events: &SyncSender<Event>,
+) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
-        let frame = match io::stdin().read(&mut buffer) {
+        let frame = match from.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Ok(0) | Err(_) => Frame::StdinEnd,
             Ok(n) => {
@@ -580,58 +584,6 @@ fn static_busybox() -> Option<PathBuf> {
     is_static.then_some(path)
 }
 
-/// The environment of a command in the lab: root's, with what the caller set for the tools that
-/// we know.
-fn environment(caller: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
-    let mut result: Vec<(OsString, OsString)> = Vec::new();
-    let mut path = OsString::new();
-    let mut home = OsString::from("/root");
-    for (name, value) in caller {
-        let Some(text) = name.to_str() else { continue };
-        if text == "PATH" {
-            path.clone_from(&value);
-        } else if text == "HOME" {
-            home.clone_from(&value);
-        } else if KEPT_VARIABLES.contains(&text)
-            || KEPT_PREFIXES.iter().any(|p| text.starts_with(p))
-        {
-            result.push((name, value));
-        }
-    }
-    let home = Path::new(&home);
-    // The lab's root has another home than the caller, whose cargo and rustup these are.
-    for (name, dir) in [("CARGO_HOME", ".cargo"), ("RUSTUP_HOME", ".rustup")] {
-        if home.join(dir).is_dir() && !result.iter().any(|(n, _)| n == name) {
-            result.push((name.into(), home.join(dir).into()));
-        }
-    }
-    let mut dirs: Vec<PathBuf> = env::split_paths(&path)
-        .filter(|d| d.is_absolute())
-        .collect();
-    let cargo = home.join(".cargo/bin");
-    let system = [
-        "/usr/local/sbin",
-        "/usr/local/bin",
-        "/usr/sbin",
-        "/usr/bin",
-        "/sbin",
-        "/bin",
-    ];
-    for dir in system.map(PathBuf::from).into_iter().chain([cargo]) {
-        if !dirs.contains(&dir) {
-            dirs.push(dir);
-        }
-    }
-    // Cannot fail: the parts come from a split.
-    result.push(("PATH".into(), env::join_paths(dirs).unwrap_or(path)));
-    for (name, value) in [("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root")] {
-        result.push((name.into(), value.into()));
-    }
-    result.push(("SHELL".into(), "/bin/bash".into()));
-    result.push(("COFFERDAM_LAB".into(), "1".into()));
-    result
-}
-
 /// The name under /tmp that a path goes through, escaped for printf's %b.
 fn below_tmp(path: &Path) -> Option<String> {
     match path.strip_prefix("/tmp").ok()?.components().next()? {
@@ -666,39 +618,6 @@ fn quoted(word: &OsStr) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_environment_is_roots_with_the_callers_tools() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join(".cargo")).unwrap();
-        let caller = [
-            ("PATH", OsString::from("/opt/bin:relative:/usr/bin")),
-            ("HOME", dir.path().into()),
-            ("SECRET_TOKEN", "x".into()),
-            ("CARGO_MANIFEST_DIR", "/x".into()),
-            ("PROPTEST_CASES", "7".into()),
-        ];
-        let result = environment(caller.map(|(k, v)| (k.into(), v)).into_iter());
-        let get = |name: &str| {
-            let found = result.iter().find(|(n, _)| n == name);
-            found.map(|(_, v)| v.to_str().unwrap())
-        };
-        assert_eq!(get("SECRET_TOKEN"), None);
-        assert_eq!(get("CARGO_MANIFEST_DIR"), None);
-        assert_eq!(get("PROPTEST_CASES"), Some("7"));
-        assert_eq!(get("HOME"), Some("/root"));
-        assert_eq!(
-            get("CARGO_HOME").map(Path::new),
-            Some(&*dir.path().join(".cargo"))
-        );
-        let path = get("PATH").unwrap();
-        assert!(path.starts_with("/opt/bin:/usr/bin:"), "{path}");
-        assert!(
-            path.contains("/usr/sbin") && path.ends_with("/.cargo/bin"),
-            "{path}"
-        );
-        assert!(!path.contains("relative"));
-    }
 
     #[test]
     fn odd_paths_are_quoted() {

@@ -34,7 +34,6 @@ enum Command {
     #[command(hide = true)]
     LabTests {
         limit: u64,
-        boot: test::Boot,
     },
 }
 
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::LabAgent => lab::agent::run(),
-        Command::LabTests { limit, boot } => test::run_inside(limit, boot),
+        Command::LabTests { limit } => test::run_inside(limit),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use crate::exec::{self, Interrupted};
 use crate::places;
 use crate::tools::{self, Tool};
-pub(crate) use in_lab::{Boot, run_inside};
+pub(crate) use in_lab::run_inside;
 use plan::{Class, Plan};
 pub(crate) use summary::Totals;
 use summary::{Outcome, Place, Summary};
@@ -111,7 +111,7 @@ pub(crate) struct Args {
     /// Leave out the tests that need root or kvm here, or the whole lab
     #[arg(long, value_name = "CLASS", value_delimiter = ',', value_enum)]
     without: Vec<Needs>,
-    /// End a test program that runs longer than this here; in the lab, four times this
+    /// End a test program that runs longer than this here; in the lab, twice this
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
 }
@@ -213,7 +213,7 @@ pub(crate) fn run_all(args: &Args) -> Result<Totals> {
         summary.add(outcome);
     }
     if !leaves_out(Needs::Lab) {
-        in_lab::run(&plan, limit * 4, &mut summary)?;
+        in_lab::run(&plan, limit * 2, &mut summary)?;
     }
     if !leaves_out(Needs::Lab) && plan.has_package("xtask") {
         summary.add(lab_itself::run(temporary.path())?);

@@ -19,7 +19,7 @@ use rustix::pty::OpenptFlags;
 use rustix::system::RebootCommand;
 use rustix::termios::Winsize;
 
-use super::wire::{Frame, PORT, Start};
+use super::wire::{Frame, PORT, PULSE, Start};
 use crate::tools;
 
 /// How long after the command's end its orphans may still hold its output without adding to it.
@@ -58,6 +58,12 @@ fn serve() -> Result<()> {
     let Some(Frame::Start(start)) = Frame::receive(&mut reader)? else {
         anyhow::bail!("the host did not say what to run");
     };
+    let pulse = Arc::clone(&port);
+    thread::spawn(move || {
+        while send(&pulse, &Frame::Alive).is_ok() {
+            thread::sleep(PULSE);
+        }
+    });
     // What systemd gives every service; the kernel's own default for process 1 is far lower.
     let files = Rlimit {
         current: Some(1024),

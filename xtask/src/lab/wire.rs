@@ -7,11 +7,15 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// The port's name, by which the lab finds its device node.
 pub(crate) const PORT: &str = "cofferdam.lab";
+
+/// How often the lab says that it is alive.
+pub(crate) const PULSE: Duration = Duration::from_secs(5);
 
 /// Longer frames than this are never sent; one that claims to be is a broken stream.
 const LONGEST: usize = 1 << 20;
@@ -37,6 +41,8 @@ pub(crate) enum Frame {
     Exit(u8),
     /// Lab: the command could not be run at all, and why.
     Refused(String),
+    /// Lab: nothing to say, but here, every [`PULSE`].
+    Alive,
 }
 
 /// A command to run in the lab.
@@ -92,6 +98,7 @@ impl Frame {
             Frame::Stderr(bytes) => (7, bytes.clone()),
             Frame::Exit(status) => (8, vec![*status]),
             Frame::Refused(why) => (9, why.clone().into_bytes()),
+            Frame::Alive => (10, Vec::new()),
         };
         let length = u32::try_from(body.len())
             .ok()
@@ -137,6 +144,7 @@ impl Frame {
             (7, _) => Frame::Stderr(body),
             (8, &[status]) => Frame::Exit(status),
             (9, text) => Frame::Refused(String::from_utf8_lossy(text).into_owned()),
+            (10, []) => Frame::Alive,
             _ => return Err(broken(kind)),
         }))
     }
@@ -171,6 +179,7 @@ mod tests {
             Frame::Stderr(Vec::new()),
             Frame::Exit(137),
             Frame::Refused("no such file".into()),
+            Frame::Alive,
         ];
         let mut stream = Vec::new();
         for frame in &frames {

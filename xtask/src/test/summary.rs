@@ -82,6 +82,7 @@ impl Outcome {
 #[derive(Default)]
 pub(crate) struct Summary {
     outcomes: Vec<Outcome>,
+    remarks: Vec<String>,
 }
 
 /// How many tests passed and failed in all.
@@ -121,6 +122,11 @@ impl Summary {
         self.outcomes.push(outcome);
     }
 
+    /// What is no test's failure, but must be told.
+    pub(crate) fn remark(&mut self, remark: String) {
+        self.remarks.push(remark);
+    }
+
     /// Prints failures in full, what was left behind, and the table.
     pub(crate) fn print(&self, without: &[Needs], quick: bool, left: &[String]) -> Totals {
         for outcome in self.outcomes.iter().filter(|o| !o.failed.is_empty()) {
@@ -132,6 +138,9 @@ impl Summary {
                 outcome.failed.len(),
                 outcome.output.trim_end()
             );
+        }
+        for remark in &self.remarks {
+            println!("\n{remark}");
         }
         if !left.is_empty() {
             println!("\nThe tests left something behind on this machine:");
