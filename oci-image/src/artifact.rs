@@ -160,6 +160,7 @@ impl Artifact {
     pub fn blob(&self, descriptor: &Descriptor) -> Result<BlobReader> {
         self.blobs
             .open(descriptor)
+            .map(|blob| blob.of_image(&self.name))
             .map_err(|error| error.in_image(&self.name))
     }
 }

@@ -91,6 +91,7 @@ impl Blobs {
                     size: descriptor.size,
                     hasher: Some(hasher),
                     read: offset,
+                    image: None,
                 });
             }
         };
@@ -192,6 +193,8 @@ pub struct BlobReader {
     size: u64,
     hasher: Option<Hasher>,
     read: u64,
+    /// The image that errors name.
+    image: Option<String>,
 }
 
 #[derive(Debug)]
@@ -258,7 +261,14 @@ impl BlobReader {
             digest,
             size: descriptor.size,
             read: offset,
+            image: None,
         })
+    }
+
+    /// Lets errors name the image to which the blob belongs.
+    pub(crate) fn of_image(mut self, name: &str) -> BlobReader {
+        self.image = Some(name.to_owned());
+        self
     }
 
     /// The blob's length in bytes.
@@ -292,13 +302,8 @@ impl BlobReader {
         }
         Ok(())
     }
-}
 
-impl Read for BlobReader {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
+    fn read_verified(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.input.read(buf)?;
         self.read += n as u64;
         if let Some(hasher) = &mut self.hasher {
@@ -308,5 +313,20 @@ impl Read for BlobReader {
             self.verify().map_err(Error::into_io)?;
         }
         Ok(n)
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        self.read_verified(buf)
+            .map_err(|error| match (&self.image, error.downcast::<Error>()) {
+                (Some(image), Ok(error)) => error.in_image(image).into_io(),
+                (None, Ok(error)) => error.into_io(),
+                // Such as an interruption, after which the caller reads again.
+                (_, Err(error)) => error,
+            })
     }
 }

@@ -218,3 +218,53 @@ pub struct HistoryEntry {
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    /// Values that `sha256sum` gives. A chain is hashed by SHA-256 whatever its layers are hashed by.
+    #[test]
+    fn chains_of_layers_with_digests_of_both_kinds() {
+        let mut config = ImageConfig::new(&Platform::new("linux", "amd64"));
+        assert_eq!(config.chain_ids(), []);
+        config.rootfs.diff_ids = vec![
+            Digest::sha256(b"one"),
+            Digest::of(Algorithm::Sha512, b"two"),
+            Digest::sha256(b"three"),
+        ];
+        let chain: Vec<_> = config.chain_ids().iter().map(Digest::to_string).collect();
+        assert_eq!(
+            chain,
+            [
+                &Digest::sha256(b"one").to_string(),
+                "sha256:b2f5a3c22bde2999d73e4eefabd5ecaceb76541b3a7da2a9bdad410ff22edc64",
+                "sha256:5760e5e3691f907fdeed2c769336c24ab45fbb61c9e601137655334d416ed5cc",
+            ]
+        );
+        config.rootfs.diff_ids = vec![Digest::of(Algorithm::Sha512, b"two")];
+        assert_eq!(config.chain_ids(), config.rootfs.diff_ids);
+    }
+
+    #[test]
+    fn fields_of_others_and_nulls_are_kept_or_empty() {
+        let text = r#"{"architecture":"arm","variant":"v7","os":"linux","os.version":"1","x.y":{"z":[1]},
+            "config":{"Env":null,"Labels":{"a":"b"},"ArgsEscaped":true},
+            "history":[{"created_by":"RUN x","empty_layer":true,"odd":1}],
+            "rootfs":{"type":"layers","diff_ids":null}}"#;
+        let config: ImageConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.platform().to_string(), "linux/arm/v7");
+        assert!(config.history[0].empty_layer);
+        let again: Value = serde_json::to_value(&config).unwrap();
+        for (pointer, value) in [
+            ("/x.y/z/0", 1.into()),
+            ("/config/ArgsEscaped", true.into()),
+            ("/config/Labels/a", "b".into()),
+            ("/history/0/odd", 1.into()),
+            ("/os.version", "1".into()),
+        ] {
+            assert_eq!(again.pointer(pointer), Some(&value), "{pointer}");
+        }
+    }
+}

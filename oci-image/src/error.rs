@@ -493,9 +493,12 @@ impl Error {
     }
 
     pub(crate) fn in_layer(self, layer: &Digest) -> Error {
-        Error::InLayer {
-            layer: layer.clone(),
-            cause: Box::new(self),
+        match self {
+            Error::InLayer { .. } => self,
+            cause => Error::InLayer {
+                layer: layer.clone(),
+                cause: Box::new(cause),
+            },
         }
     }
 

@@ -126,6 +126,7 @@ impl Image {
     ) -> Result<BlobReader> {
         self.blobs
             .resume(descriptor, hasher, offset)
+            .map(|blob| blob.of_image(&self.name))
             .map_err(|error| error.in_image(&self.name))
     }
 
@@ -151,6 +152,7 @@ impl Image {
     pub fn blob(&self, descriptor: &Descriptor) -> Result<BlobReader> {
         self.blobs
             .open(descriptor)
+            .map(|blob| blob.of_image(&self.name))
             .map_err(|error| error.in_image(&self.name))
     }
 }
@@ -185,7 +187,11 @@ impl<'a> Layer<'a> {
     ///
     /// [`Error::MissingBlob`], [`Error::Truncated`], [`Error::Oversized`] or [`Error::Io`].
     pub fn open(&self) -> Result<LayerReader> {
-        let open = || Ok(LayerReader::new(self.inflater()?, self.diff_id));
+        let open = || {
+            let mut reader = LayerReader::new(self.inflater()?, self.diff_id);
+            reader.context = Some((self.image.name.clone(), self.descriptor.digest.clone()));
+            Ok(reader)
+        };
         open().map_err(|error| self.in_context(error))
     }
 
@@ -194,7 +200,8 @@ impl<'a> Layer<'a> {
         Inflater::new(blob, &self.image.limits)
     }
 
-    /// The same as [`Layer::open`], with threads that read ahead if the layer is large enough.
+    /// The same as [`Layer::open`], with threads that read ahead if the layer is large enough; what goes wrong is
+    /// told without the image and the layer.
     pub(crate) fn open_to_unpack(&self) -> Result<Box<dyn BufRead>> {
         let inflater = self.inflater()?;
         if self.descriptor.size < OVERLAP_FROM {
@@ -204,11 +211,14 @@ impl<'a> Layer<'a> {
     }
 
     pub(crate) fn in_context(&self, error: Error) -> Error {
-        match error {
-            Error::InLayer { .. } | Error::InImage { .. } => error,
-            error => error.in_layer(&self.descriptor.digest),
-        }
-        .in_image(&self.image.name)
+        in_context(error, &self.image.name, &self.descriptor.digest)
+    }
+}
+
+fn in_context(error: Error, image: &str, layer: &Digest) -> Error {
+    match error {
+        Error::InImage { image, cause } => cause.in_layer(layer).in_image(&image),
+        error => error.in_layer(layer).in_image(image),
     }
 }
 
@@ -274,6 +284,8 @@ pub struct LayerReader {
     inflater: Inflater,
     hasher: Option<Hasher>,
     diff_id: Digest,
+    /// The image and the layer that errors name.
+    context: Option<(String, Digest)>,
     buffer: Box<[u8]>,
     /// What of `buffer` is valid and not consumed.
     start: usize,
@@ -286,6 +298,7 @@ impl LayerReader {
             inflater,
             hasher: Some(Hasher::new(diff_id.algorithm())),
             diff_id: diff_id.clone(),
+            context: None,
             buffer: vec![0; BUFFER].into(),
             start: 0,
             end: 0,
@@ -325,7 +338,12 @@ impl LayerReader {
 impl BufRead for LayerReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.start == self.end {
-            self.fill().map_err(Error::into_io)?;
+            self.fill()
+                .map_err(|error| match &self.context {
+                    Some((image, layer)) => in_context(error, image, layer),
+                    None => error,
+                })
+                .map_err(Error::into_io)?;
         }
         Ok(&self.buffer[self.start..self.end])
     }

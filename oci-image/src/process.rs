@@ -258,6 +258,47 @@ mod tests {
     }
 
     #[test]
+    fn all_fields_become_plain_values() {
+        let config: ContainerConfig = serde_json::from_str(
+            r#"{"User":"web:7","ExposedPorts":{"80/tcp":{},"53/udp":{}},"Env":["A=1"],"Cmd":["/run"],
+                "Volumes":{"/data":{},"logs":{}},"WorkingDir":"srv","Labels":{"k":"v"},"StopSignal":"SIGQUIT"}"#,
+        )
+        .unwrap();
+        let process = Process::new(&config, &[]).unwrap();
+        assert_eq!(process.cwd, PathBuf::from("/srv"));
+        assert_eq!(process.user, "web:7".parse().unwrap());
+        assert_eq!(process.stop_signal, 3);
+        assert_eq!(
+            process.volumes,
+            [PathBuf::from("/data"), PathBuf::from("/logs")]
+        );
+        assert_eq!(process.labels["k"], "v");
+        let ports: Vec<_> = process
+            .ports
+            .iter()
+            .map(|port| (port.first, port.protocol))
+            .collect();
+        assert_eq!(ports, [(53, Protocol::Udp), (80, Protocol::Tcp)]);
+        for (field, value) in [
+            ("StopSignal", r#""SIGNOPE""#),
+            ("WorkingDir", r#""/a\u0000b""#),
+            ("Volumes", r#"{"/a\u0000":{}}"#),
+            ("ExposedPorts", r#"{"x/tcp":{}}"#),
+            ("User", r#""a:b:c""#),
+            ("Cmd", r#"["/run","\u0000"]"#),
+        ] {
+            let text = format!(r#"{{"Cmd":["/run"],"{field}":{value}}}"#).replacen(
+                r#""Cmd":["/run"],"Cmd""#,
+                r#""Cmd""#,
+                1,
+            );
+            let config: ContainerConfig = serde_json::from_str(&text).unwrap();
+            let error = Process::new(&config, &[]).unwrap_err();
+            assert!(matches!(error, Error::BadValue { .. }), "{field}: {error}");
+        }
+    }
+
+    #[test]
     fn the_last_value_of_a_variable_counts() {
         let env = environment(&strings(&["A=1", "B=x=y", "HOME", "A=2"])).unwrap();
         assert_eq!(

@@ -304,6 +304,7 @@ impl Registry {
     pub fn blob(&self, name: &Reference, descriptor: &Descriptor) -> Result<BlobReader> {
         Blobs::Registry(Arc::new(self.remote(name)?))
             .open(descriptor)
+            .map(|blob| blob.of_image(&name.to_string()))
             .map_err(|error| error.in_image(&name.to_string()))
     }
 

@@ -5,8 +5,8 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Arena, Tar, gzip, layout, options};
-use oci_image::{Destination, Error, Image, Whiteouts, copy, open};
+use common::{Arena, Tar, gzip, layout, layout_by, options};
+use oci_image::{Algorithm, Destination, Error, Image, Store, Whiteouts, copy, open};
 
 fn source(path: &Path) -> Image {
     let first = Tar::new().dir("etc/").file("etc/motd", "hello\n").end();
@@ -181,6 +181,62 @@ fn an_existing_file_is_not_overwritten() {
         assert!(matches!(error.cause(), Error::Io { .. }), "{error}");
     }
     assert_eq!(fs::read(&path).unwrap(), b"keep");
+}
+
+#[test]
+fn digests_by_sha512_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let layer = Tar::new().file("etc/motd", "hello\n").end();
+    let above = Tar::new().file("etc/issue", "two\n").end();
+    let layers = [layer, above].map(|tar| {
+        (
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            tar.clone(),
+            gzip(&tar),
+        )
+    });
+    let digest = layout_by(Algorithm::Sha512, &at("source"), "x", &layers);
+    let image = open(at("source")).unwrap();
+    let expected = contents(&image);
+    assert_eq!(expected.len(), 2);
+    for form in ["oci", "oci-archive", "docker-archive"] {
+        let path = at(form);
+        copy(
+            &image,
+            &format!("{form}:{}", path.display()).parse().unwrap(),
+        )
+        .unwrap();
+        let copied = open(&path).unwrap();
+        assert_eq!(contents(&copied), expected, "{form}");
+        if form != "docker-archive" {
+            assert_eq!(*copied.manifest().digest(), digest, "{form}");
+        }
+    }
+    let store = Store::open(at("store")).unwrap();
+    let stored = store.add(&image, &"x".parse().unwrap()).unwrap();
+    let unpacked = store
+        .unpack(&stored, &options(Whiteouts::OverlayUser))
+        .unwrap();
+    let motd = unpacked.layers[0].join("etc/motd");
+    assert_eq!(fs::read(motd).unwrap(), b"hello\n");
+    assert_eq!(store.collect().unwrap().blobs, 0);
+    assert!(store.verify().unwrap().is_empty());
+    let blob = at("source")
+        .join("blobs/sha512")
+        .join(image.layers().next().unwrap().descriptor().digest.hex());
+    let mut bytes = fs::read(&blob).unwrap();
+    bytes[4] ^= 1;
+    fs::write(&blob, bytes).unwrap();
+    let error = copy(
+        &image,
+        &format!("oci:{}", at("other").display()).parse().unwrap(),
+    )
+    .unwrap_err();
+    assert!(
+        matches!(error.cause(), Error::DigestMismatch { .. }),
+        "{error}"
+    );
 }
 
 #[test]

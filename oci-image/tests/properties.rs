@@ -1,9 +1,11 @@
-//! Random trees come back as they were packed; random damage is refused or read as Python reads it.
+//! Random trees come back as they were packed, and Python reads them so; random damage is refused or read as Python
+//! reads it.
 
 mod common;
 
 use std::fmt::Write;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use common::damage::damaged;
@@ -50,8 +52,11 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Name, kind, size and link of each entry, as we see them; nothing if we refuse the archive.
-fn ours(archive: &[u8]) -> Option<Vec<(String, String, u64, String)>> {
+/// Name, kind, size and link of an entry.
+type Seen = (String, String, u64, String);
+
+/// The entries as we see them; nothing if we refuse the archive.
+fn ours(archive: &[u8]) -> Option<Vec<Seen>> {
     let mut reader = TarReader::new(archive, &Limits::default());
     let mut list = Vec::new();
     loop {
@@ -150,6 +155,56 @@ fn has_gnu_times(archive: &[u8]) -> bool {
         .any(|block| block[257..].starts_with(b"ustar  ") && block[345] != 0)
 }
 
+/// Compares what Python reads of each archive with what we read.
+fn python_agrees(archives: &[(PathBuf, Vec<Seen>)]) {
+    for chunk in archives.chunks(500) {
+        let output = Command::new("python3")
+            .args(["-c", PYTHON])
+            .args(chunk.iter().map(|(path, _)| path))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let lines = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(lines.lines().count(), chunk.len());
+        for (line, (path, list)) in lines.lines().zip(chunk) {
+            let theirs: Option<Vec<Seen>> = serde_json::from_str(line).unwrap();
+            if theirs.as_ref() != Some(list) {
+                let kept = std::env::temp_dir().join("cofferdam-disagreement.tar");
+                fs::copy(path, &kept).unwrap();
+                panic!("{}:\nours   {list:?}\ntheirs {theirs:?}", kept.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_we_pack_python_reads_likewise() {
+    let mut runner = TestRunner::new(config(1));
+    let dir = tempfile::tempdir().unwrap();
+    let mut archives = Vec::new();
+    for case in 0..config(48).cases {
+        let tree = tree().new_tree(&mut runner).unwrap().current();
+        let mut writer = LayerWriter::new(Vec::new(), options()).unwrap();
+        writer
+            .append_all(entries(&tree).into_iter().map(Ok))
+            .unwrap();
+        let archive = writer.finish().unwrap().1;
+        let list = ours(&archive).expect("what we wrote");
+        // What was meant to be written, not only what we read of it.
+        let names: Vec<_> = tree.keys().map(|path| hex(&path.join(&b'/'))).collect();
+        let read: Vec<_> = list.iter().map(|(name, ..)| name.clone()).collect();
+        assert_eq!(names, read, "{tree:?}");
+        let path = dir.path().join(case.to_string());
+        fs::write(&path, archive).unwrap();
+        archives.push((path, list));
+    }
+    python_agrees(&archives);
+}
+
 #[test]
 fn what_we_read_python_reads_likewise() {
     let cases = config(256).cases;
@@ -174,27 +229,5 @@ fn what_we_read_python_reads_likewise() {
         accepted.len() * 10 > cases as usize,
         "damage is refused too often to compare anything"
     );
-    for chunk in accepted.chunks(500) {
-        let output = Command::new("python3")
-            .args(["-c", PYTHON])
-            .args(chunk.iter().map(|(path, _)| path))
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let lines = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(lines.lines().count(), chunk.len());
-        for (line, (path, list)) in lines.lines().zip(chunk) {
-            let theirs: Option<Vec<(String, String, u64, String)>> =
-                serde_json::from_str(line).unwrap();
-            if theirs.as_ref() != Some(list) {
-                let kept = std::env::temp_dir().join("cofferdam-disagreement.tar");
-                fs::copy(path, &kept).unwrap();
-                panic!("{}:\nours   {list:?}\ntheirs {theirs:?}", kept.display());
-            }
-        }
-    }
+    python_agrees(&accepted);
 }

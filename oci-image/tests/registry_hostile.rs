@@ -4,7 +4,7 @@ mod common;
 mod registries;
 
 use std::io::{Read, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -683,6 +683,38 @@ fn a_store_goes_on_with_what_it_has_of_a_blob() {
     std::fs::write(&part, vec![0; 1000]).unwrap();
     other.add(&one, &name(&server)).unwrap();
     assert!(other.verify().unwrap().is_empty());
+}
+
+/// The first layer that is asked for comes when the second is asked for too.
+#[test]
+fn blobs_are_pulled_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers = [b"one", b"two"].map(|text| {
+        let tar = Tar::new().file("file", text).end();
+        (GZIP, tar.clone(), gzip(&tar))
+    });
+    layout(&dir.path().join("x"), "x", &layers);
+    let source = oci_image::open(dir.path().join("x")).unwrap();
+    let config = Blobs::read(&dir.path().join("x"));
+    let meeting = Barrier::new(2);
+    let server = Server::start(move |request, _, stream| {
+        let layer = layers
+            .iter()
+            .find(|(.., stored)| request.path.ends_with(&Digest::sha256(stored).to_string()));
+        if let Some((.., stored)) = layer {
+            meeting.wait();
+            reply(stream, 200, &[], stored);
+        } else {
+            config.serve(request, stream);
+        }
+    });
+    let store = oci_image::Store::open(dir.path().join("store")).unwrap();
+    // One after the other, the first would stall.
+    let options = options(&server).parallel(2).attempts(1);
+    let image = image(options, &server).unwrap();
+    assert_eq!(image.manifest().digest(), source.manifest().digest());
+    store.add(&image, &name(&server)).unwrap();
+    assert!(store.verify().unwrap().is_empty());
 }
 
 #[test]

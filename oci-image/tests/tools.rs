@@ -9,8 +9,8 @@ use std::process::Command;
 
 use common::Arena;
 use oci_image::{
-    ArtifactBuilder, Compression, Entry, ImageBuilder, LayoutWriter, PackOptions, Platform, Source,
-    SourceKind, UnpackOptions, Whiteouts, open,
+    ArtifactBuilder, Compression, Entry, ImageBuilder, LayoutWriter, PackOptions, Platform,
+    Reference, Source, SourceKind, Store, UnpackOptions, Whiteouts, open,
 };
 
 #[track_caller]
@@ -120,6 +120,36 @@ fn skopeo_reads_and_writes_all_forms() {
     let image = open(&copied).unwrap();
     assert_eq!(image.manifest().digest().to_string(), digest);
     assert_is_ours(&image);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn skopeo_and_umoci_read_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    let digest = write_layout(&ours, Compression::Gzip);
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let name: Reference = "example.org/team/app:1".parse().unwrap();
+    let stored = store.add(&open(&ours).unwrap(), &name).unwrap();
+    drop(
+        store
+            .unpack(&stored, &UnpackOptions::new(Whiteouts::Overlay))
+            .unwrap(),
+    );
+    let copied = dir.path().join("copied");
+    run(Command::new("skopeo")
+        .args(["--insecure-policy", "--tmpdir"])
+        .arg(dir.path())
+        .arg("copy")
+        .arg(format!("oci:{}:{name}", store.path().display()))
+        .arg(format!("oci:{}:x", copied.display())));
+    let image = open(&copied).unwrap();
+    assert_eq!(image.manifest().digest().to_string(), digest);
+    assert_is_ours(&image);
+    let list = run(Command::new("umoci")
+        .args(["ls", "--layout"])
+        .arg(store.path()));
+    assert_eq!(list.trim(), name.to_string());
 }
 
 #[test]

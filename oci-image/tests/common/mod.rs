@@ -12,7 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use oci_image::{
-    Devices, Digest, Error, Limits, Ownership, UnpackOptions, UnpackReport, Unpacker, Whiteouts,
+    Algorithm, Devices, Digest, Error, Limits, Ownership, UnpackOptions, UnpackReport, Unpacker,
+    Whiteouts,
 };
 
 /// A tar archive that is written field by field, so that it can be wrong in any way.
@@ -209,16 +210,26 @@ impl Arena {
 
 /// Writes a layout by hand: `layers` as blobs with their uncompressed forms, named `name`.
 pub fn layout(path: &Path, name: &str, layers: &[(&str, Vec<u8>, Vec<u8>)]) -> Digest {
+    layout_by(Algorithm::Sha256, path, name, layers)
+}
+
+/// Like [`layout`], with digests of another kind.
+pub fn layout_by(
+    algorithm: Algorithm,
+    path: &Path,
+    name: &str,
+    layers: &[(&str, Vec<u8>, Vec<u8>)],
+) -> Digest {
     let blob = |bytes: &[u8]| {
-        let digest = Digest::sha256(bytes);
-        let dir = path.join("blobs/sha256");
+        let digest = Digest::of(algorithm, bytes);
+        let dir = path.join("blobs").join(algorithm.as_str());
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join(digest.hex()), bytes).unwrap();
         digest
     };
     let diff_ids: Vec<String> = layers
         .iter()
-        .map(|(_, plain, _)| Digest::sha256(plain).to_string())
+        .map(|(_, plain, _)| Digest::of(algorithm, plain).to_string())
         .collect();
     let config = serde_json::json!({
         "architecture": oci_image::Platform::host().architecture,
