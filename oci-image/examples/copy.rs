@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
 use oci_image::{Destination, copy, open};
@@ -40,6 +41,6 @@ fn run(from: &str, to: &str) -> Result<(), Box<dyn Error>> {
     let to: Destination = to.parse()?;
     let image = open(from)?;
     copy(&image, &to)?;
-    println!("{}", image.manifest().digest());
+    writeln!(std::io::stdout(), "{}", image.manifest().digest())?;
     Ok(())
 }

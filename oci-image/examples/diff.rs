@@ -8,6 +8,7 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
 
 fn diff(old: &Path, new: &Path) -> Result<(), Box<dyn Error>> {
     let (old, new) = (unpack(old)?, unpack(new)?);
+    let mut out = std::io::stdout().lock();
     for change in oci_image::diff(&old, &new)? {
         let change = change?;
         let letter = match change.kind {
@@ -38,7 +40,7 @@ fn diff(old: &Path, new: &Path) -> Result<(), Box<dyn Error>> {
             ChangeKind::Modified => 'M',
             ChangeKind::Removed => 'D',
         };
-        println!("{letter} /{}", change.entry.path.display());
+        writeln!(out, "{letter} /{}", change.entry.path.display())?;
     }
     Ok(())
 }

@@ -5,7 +5,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
 use oci_image::dockerfile::{Action, Base, BuildOptions, Dockerfile};
@@ -24,7 +26,11 @@ fn main() -> ExitCode {
 }
 
 fn show(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
-    let path = args.next().ok_or(USAGE)?;
+    let path = args
+        .next()
+        .filter(|path| !path.starts_with('-'))
+        .ok_or(USAGE)?;
+    let mut out = std::io::stdout().lock();
     let mut options = BuildOptions::new();
     while let Some(arg) = args.next() {
         if arg == "--target" {
@@ -42,28 +48,29 @@ fn show(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
     for name in plan.unused_args() {
         eprintln!("warning: no ARG declares {name}\n");
     }
-    let mut built = std::collections::BTreeMap::new();
+    let mut built = BTreeMap::new();
     for stage in plan.stages() {
-        // Whoever builds would open the image here; this shows the stage on top of nothing.
-        let base = match stage.base() {
-            Base::Stage(number) => built.get(number).cloned(),
-            Base::Scratch | Base::Image(_) => None,
+        let evaluated = match stage.base() {
+            Base::Stage(number) => stage.evaluate_after(&built[number])?,
+            // Whoever builds would open the image here; this shows the stage on top of nothing.
+            Base::Scratch | Base::Image(_) => {
+                stage.evaluate(&ImageConfig::new(&Platform::host()))?
+            }
         };
-        let base = base.unwrap_or_else(|| ImageConfig::new(&Platform::host()));
-        let evaluated = stage.evaluate(&base)?;
-        println!("stage {} from {:?}", stage.number(), stage.base());
+        writeln!(out, "stage {} from {:?}", stage.number(), stage.base())?;
         for step in &evaluated.steps {
             let mark = if step.action == Action::Configure {
                 ' '
             } else {
                 '*'
             };
-            println!("  {mark} {}", step.created_by);
+            writeln!(out, "  {mark} {}", step.created_by)?;
         }
-        built.insert(stage.number(), evaluated.config);
+        built.insert(stage.number(), evaluated);
     }
-    if let Some((_, config)) = built.last_key_value() {
-        println!("{}", serde_json::to_string_pretty(&config.config)?);
+    if let Some((_, last)) = built.last_key_value() {
+        let config = serde_json::to_string_pretty(&last.config.config)?;
+        writeln!(out, "{config}")?;
     }
     Ok(())
 }

@@ -7,16 +7,19 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use oci_image::TarReader;
 
 fn main() -> ExitCode {
-    let Some(path) = std::env::args_os().nth(1) else {
-        eprintln!("usage: inspect PATH[:NAME]|docker://REFERENCE");
-        return ExitCode::FAILURE;
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let result = match args.as_slice() {
+        [path] if path != "--help" => inspect(path.as_ref()),
+        _ => Err("usage: inspect PATH[:NAME]|docker://REFERENCE".into()),
     };
-    match inspect(path.as_ref()) {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("inspect: {error}");
@@ -25,14 +28,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn inspect(path: &std::path::Path) -> Result<(), Box<dyn Error>> {
+fn inspect(path: &Path) -> Result<(), Box<dyn Error>> {
     let image = oci_image::open(path)?;
-    println!("manifest  {}", image.manifest().digest());
-    println!("config    {}", image.config().digest());
-    println!("platform  {}", image.config().platform());
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "manifest  {}", image.manifest().digest())?;
+    writeln!(out, "config    {}", image.config().digest())?;
+    writeln!(out, "platform  {}", image.config().platform())?;
     match image.process(&[]) {
-        Ok(process) => println!("command   {:?}", process.args),
-        Err(error) => println!("command   none ({error})"),
+        Ok(process) => writeln!(out, "command   {:?}", process.args)?,
+        Err(error) => writeln!(out, "command   none ({error})")?,
     }
     for layer in image.layers() {
         let reader = layer.open()?;
@@ -45,10 +49,11 @@ fn inspect(path: &std::path::Path) -> Result<(), Box<dyn Error>> {
         }
         // The end of the stream is where it is verified.
         std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
-        println!(
+        writeln!(
+            out,
             "layer     {} {compression:?}, {entries} entries, {bytes} bytes of contents",
             layer.descriptor().digest
-        );
+        )?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
 use oci_image::{ImageBuilder, LayoutWriter, PackOptions, Platform, walk};
@@ -14,10 +15,7 @@ const USAGE: &str = "usage: pack DIRECTORY LAYOUT[:NAME] [--env NAME=VALUE]… [
 
 fn main() -> ExitCode {
     match pack(std::env::args().skip(1)) {
-        Ok(digest) => {
-            println!("{digest}");
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pack: {error}");
             ExitCode::FAILURE
@@ -25,7 +23,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn pack(mut args: impl Iterator<Item = String>) -> Result<String, Box<dyn Error>> {
+fn pack(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
     let (Some(directory), Some(target)) = (args.next(), args.next()) else {
         return Err(USAGE.into());
     };
@@ -33,7 +31,7 @@ fn pack(mut args: impl Iterator<Item = String>) -> Result<String, Box<dyn Error>
 
     // Everything belongs to root, whoever packs it; SOURCE_DATE_EPOCH bounds the times.
     let options = PackOptions::from_env()?.owner(0, 0);
-    let mut image = ImageBuilder::new(&Platform::host());
+    let mut image = ImageBuilder::new(&Platform::host().without_level());
     if let Some(seconds) = options.latest_time() {
         image = image.created(seconds);
     }
@@ -43,17 +41,20 @@ fn pack(mut args: impl Iterator<Item = String>) -> Result<String, Box<dyn Error>
             let variable = args.next().ok_or(USAGE)?;
             let (key, value) = variable.split_once('=').ok_or(USAGE)?;
             image = image.env(key, value);
+        } else if arg.starts_with('-') && command.is_empty() {
+            return Err(USAGE.into());
         } else {
             command.push(arg);
         }
     }
 
-    let mut layout = LayoutWriter::open(path)?;
     let mut entries = walk(&directory)?;
+    let mut layout = LayoutWriter::open(path)?;
     let layer = layout.layer(&mut entries, &options)?;
     for socket in entries.sockets() {
         eprintln!("pack: left out the socket {}", socket.display());
     }
     let manifest = layout.image(Some(name), image.layer(layer, "pack").cmd(command))?;
-    Ok(manifest.digest().to_string())
+    writeln!(std::io::stdout(), "{}", manifest.digest())?;
+    Ok(())
 }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 
@@ -53,7 +54,7 @@ fn pull(name: &str, store: &str) -> Result<(), Box<dyn Error>> {
             .devices(Devices::Skip);
     }
     for layer in &store.unpack(&image, &options)?.layers {
-        println!("{}", layer.display());
+        writeln!(std::io::stdout(), "{}", layer.display())?;
     }
     Ok(())
 }

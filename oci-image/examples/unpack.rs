@@ -10,7 +10,9 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use oci_image::{Devices, Ownership, UnpackOptions, Whiteouts};
@@ -30,9 +32,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn unpack(image: &std::path::Path, directory: &std::path::Path) -> Result<(), Box<dyn Error>> {
+fn unpack(image: &Path, directory: &Path) -> Result<(), Box<dyn Error>> {
     let image = oci_image::open(image)?;
-    std::fs::create_dir(directory)?;
+    std::fs::create_dir(directory)
+        .map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
     let root = File::open(directory)?;
     let me = root.metadata()?;
     let mut options = UnpackOptions::new(Whiteouts::Apply);
@@ -44,9 +47,10 @@ fn unpack(image: &std::path::Path, directory: &std::path::Path) -> Result<(), Bo
         options = options.ownership(ids).devices(Devices::Skip);
     }
     let report = image.unpack_flat(&root, &options)?;
-    println!("{} entries, {} bytes", report.entries, report.bytes);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{} entries, {} bytes", report.entries, report.bytes)?;
     for skipped in &report.skipped {
-        println!("left out: {} ({:?})", skipped.entry, skipped.reason);
+        writeln!(out, "left out: {} ({:?})", skipped.entry, skipped.reason)?;
     }
     Ok(())
 }

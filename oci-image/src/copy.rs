@@ -123,8 +123,9 @@ fn new_file(
         _ => Path::new("."),
     };
     if path.symlink_metadata().is_ok() {
-        return Err(failed(std::io::Error::from(
+        return Err(failed(std::io::Error::new(
             std::io::ErrorKind::AlreadyExists,
+            "it exists already; remove it or choose another name",
         )));
     }
     let temporary = Temporary::new(directory);

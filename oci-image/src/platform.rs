@@ -51,6 +51,16 @@ impl Platform {
         self
     }
 
+    /// The platform without its level of `amd64` or `arm64`: what is made for every processor of the kind. Variants of
+    /// other architectures, which cannot run each other's programs, stay.
+    #[must_use]
+    pub fn without_level(mut self) -> Platform {
+        if self.architecture == "amd64" || self.architecture == "arm64" {
+            self.variant = None;
+        }
+        self
+    }
+
     /// The platform on which this program runs.
     pub fn host() -> Platform {
         let (architecture, variant) = match std::env::consts::ARCH {
@@ -207,6 +217,18 @@ mod tests {
             Some(1)
         );
         assert_eq!(best("linux/amd64", &["windows/amd64"]), None);
+    }
+
+    #[test]
+    fn levels_are_left_out_and_variants_are_not() {
+        for (text, without) in [
+            ("linux/amd64/v3", "linux/amd64"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/arm/v6", "linux/arm/v6"),
+        ] {
+            let platform: Platform = text.parse().unwrap();
+            assert_eq!(platform.without_level().to_string(), without);
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! The crate `tar` knows the layout of headers; what follows from them is decided here, so that caps hold while
 //! extended headers are read, and so that an archive that two readers would take apart differently is refused.
 
+mod entry;
+mod header;
 mod number;
 mod records;
 mod sparse;
@@ -12,78 +14,13 @@ use std::io::{BufRead, Read, Seek};
 use crate::error::{Error, Result, TarProblem};
 use crate::limits::Limits;
 use crate::pax::{self, Record};
+pub use entry::{TarEntry, TarKind};
+use header::{check, device_fields, name_of, padding, size, until_zero};
 use number::{number, unsigned};
 use records::apply;
 use sparse::{SparseRecords, check_map};
 
 const BLOCK: u64 = 512;
-
-/// What kind of file an entry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TarKind {
-    /// A regular file.
-    Regular,
-    /// Another name of a file that came before.
-    Hardlink,
-    /// A symbolic link.
-    Symlink,
-    /// A character device.
-    Char,
-    /// A block device.
-    Block,
-    /// A directory.
-    Directory,
-    /// A named pipe.
-    Fifo,
-}
-
-impl TarKind {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            TarKind::Regular => "regular file",
-            TarKind::Hardlink => "hard link",
-            TarKind::Symlink => "symbolic link",
-            TarKind::Char => "character device",
-            TarKind::Block => "block device",
-            TarKind::Directory => "directory",
-            TarKind::Fifo => "named pipe",
-        }
-    }
-}
-
-/// One entry of an archive, with extended headers applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TarEntry {
-    /// The name, as it stands in the archive.
-    pub path: Vec<u8>,
-    /// What it is.
-    pub kind: TarKind,
-    /// The target of a link.
-    pub link: Vec<u8>,
-    /// Permission bits with set-id and sticky bits.
-    pub mode: u32,
-    /// The owner.
-    pub uid: u64,
-    /// The group.
-    pub gid: u64,
-    /// Last modification: seconds since 1970 and nanoseconds.
-    pub mtime: (i64, u32),
-    /// Bytes of the file's contents, holes included.
-    pub size: u64,
-    /// Major and minor number of a device.
-    pub device: (u32, u32),
-    /// Extended attributes in the archive's order.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The access control list, as text (acl(5)), where the archive does not have it as an attribute.
-    pub acl_access: Option<Vec<u8>>,
-    /// The access control list for what is made in a directory, as text.
-    pub acl_default: Option<Vec<u8>>,
-    /// Offset and length of the parts that the archive holds, for a sparse file.
-    pub sparse: Option<Vec<(u64, u64)>>,
-    /// Where the entry's first header starts in the archive, in bytes.
-    pub offset: u64,
-}
 
 /// Reads entries from a tar stream.
 ///
@@ -301,49 +238,10 @@ impl<R: BufRead> TarReader<R> {
         if n < header.as_bytes().len() {
             return Err(tar(offset + n as u64, TarProblem::Truncated));
         }
-        let bytes = header.as_bytes();
-        if bytes.iter().all(|&b| b == 0) {
+        if header.as_bytes().iter().all(|&b| b == 0) {
             return Ok(None);
         }
-        let expected = number("the checksum", &header.as_old().cksum, offset)?;
-        let sum = |add: fn(u8) -> i64| -> i64 {
-            bytes
-                .iter()
-                .enumerate()
-                .map(|(i, &b)| if (148..156).contains(&i) { 32 } else { add(b) })
-                .sum()
-        };
-        let unsigned = sum(i64::from);
-        // Some old writers summed signed bytes; readers accept both.
-        if expected != unsigned && expected != sum(|b| i64::from(b.cast_signed())) {
-            return Err(tar(
-                offset,
-                TarProblem::Checksum {
-                    expected: expected.cast_unsigned(),
-                    found: unsigned.cast_unsigned(),
-                },
-            ));
-        }
-        // All numbers of all headers, also those that do not matter: readers that check them end the archive at the
-        // first that is none.
-        let old = header.as_old();
-        for (field, value) in [
-            ("the mode", &old.mode[..]),
-            ("the uid", &old.uid),
-            ("the gid", &old.gid),
-            ("the size", &old.size),
-            ("the mtime", &old.mtime),
-        ] {
-            number(field, value, offset)?;
-        }
-        if let Some((major, minor)) = device_fields(&header) {
-            number("the major number", major, offset)?;
-            number("the minor number", minor, offset)?;
-        }
-        if let Some(gnu) = header.as_gnu() {
-            number("the atime", &gnu.atime, offset)?;
-            number("the ctime", &gnu.ctime, offset)?;
-        }
+        check(&header, offset)?;
         Ok(Some(header))
     }
 
@@ -427,6 +325,11 @@ impl<R: BufRead> TarReader<R> {
             .chain(&extensions.records)
             .try_for_each(|record| apply(record, &mut entry, &mut stored, &mut sparse, has_long));
         self.globals = globals;
+        let result = result.and_then(|()| sparse.check(flag));
+        // The name under which readers that do not know sparse files find the entry is another.
+        if let Some(name) = sparse.name.take() {
+            entry.path = name;
+        }
         self.name.clone_from(&entry.path);
         result.map_err(fail)?;
 
@@ -610,38 +513,4 @@ fn stream(error: std::io::Error) -> Error {
         operation: "read the archive",
         source,
     })
-}
-
-fn padding(size: u64) -> u64 {
-    (BLOCK - size % BLOCK) % BLOCK
-}
-
-fn size(header: &tar::Header, offset: u64) -> Result<u64> {
-    unsigned("the size", &header.as_old().size, offset)
-}
-
-fn until_zero(bytes: &[u8]) -> &[u8] {
-    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
-    &bytes[..end]
-}
-
-/// The name in the header itself; POSIX's format has a prefix for it.
-fn name_of(header: &tar::Header) -> Vec<u8> {
-    let name = until_zero(&header.as_old().name);
-    if let Some(ustar) = header.as_ustar() {
-        let prefix = until_zero(&ustar.prefix);
-        if !prefix.is_empty() {
-            return [prefix, b"/", name].concat();
-        }
-    }
-    name.to_vec()
-}
-
-fn device_fields(header: &tar::Header) -> Option<(&[u8], &[u8])> {
-    if let Some(ustar) = header.as_ustar() {
-        return Some((&ustar.dev_major, &ustar.dev_minor));
-    }
-    header
-        .as_gnu()
-        .map(|gnu| (gnu.dev_major.as_slice(), gnu.dev_minor.as_slice()))
 }

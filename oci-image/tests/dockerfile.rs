@@ -24,18 +24,15 @@ fn base() -> ImageConfig {
 /// The evaluated last stage on top of nothing.
 fn build(text: &str, options: &BuildOptions) -> oci_image::dockerfile::EvaluatedStage {
     let plan = parse(text).plan(options).unwrap();
-    let mut configs = std::collections::BTreeMap::<usize, ImageConfig>::new();
-    let mut last = None;
+    let mut built = std::collections::BTreeMap::new();
     for stage in plan.stages() {
-        let config = match stage.base() {
-            Base::Stage(number) => configs[number].clone(),
-            _ => base(),
+        let evaluated = match stage.base() {
+            Base::Stage(number) => stage.evaluate_after(&built[number]),
+            _ => stage.evaluate(&base()),
         };
-        let built = stage.evaluate(&config).unwrap();
-        configs.insert(stage.number(), built.config.clone());
-        last = Some(built);
+        built.insert(stage.number(), evaluated.unwrap());
     }
-    last.unwrap()
+    built.pop_last().unwrap().1
 }
 
 fn action(text: &str) -> Action {
@@ -301,6 +298,17 @@ fn arguments_are_seen_where_they_are_declared() {
         panic!();
     };
     assert!(run.env.contains(&"HTTP_PROXY=p".to_owned()));
+    // A stage has those of the stage that it is based on, and of no other.
+    let based = "FROM base AS a\nARG A=of-a B=of-a\nFROM base AS b\nARG C\nENV C=x$C\nFROM a\nCOPY --from=b / /\nARG B C=$A$B\nENV ALL=$A,$B,$C\n";
+    for (args, all) in [
+        (&[][..], "ALL=of-a,of-a,of-aof-a"),
+        (&["A", "B", "C"], "ALL=called,called,called"),
+    ] {
+        let options = args.iter().fold(BuildOptions::new(), |options, name| {
+            options.arg(*name, "called")
+        });
+        assert_eq!(build(based, &options).config.config.env, [all]);
+    }
     let platform = build(
         "FROM --platform=$BUILDPLATFORM base\nARG TARGETARCH\nARG TARGETVARIANT\nENV T=$TARGETARCH$TARGETVARIANT N=x$TARGETOS\n",
         &BuildOptions::new().platform("linux/arm/v7".parse().unwrap()),

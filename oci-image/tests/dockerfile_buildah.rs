@@ -50,16 +50,15 @@ fn buildah(scratch: &Path, context: &Path, target: &Path, args: &[&str]) -> Resu
 fn ours(text: &str, options: &BuildOptions) -> ImageConfig {
     let file = Dockerfile::parse("Dockerfile", text).unwrap();
     let plan = file.plan(options).unwrap();
-    let mut configs = std::collections::BTreeMap::<usize, ImageConfig>::new();
+    let mut built = std::collections::BTreeMap::new();
     for stage in plan.stages() {
-        let base = match stage.base() {
-            Base::Stage(number) => configs[number].clone(),
-            _ => ImageConfig::new(&Platform::host()),
+        let evaluated = match stage.base() {
+            Base::Stage(number) => stage.evaluate_after(&built[number]),
+            _ => stage.evaluate(&ImageConfig::new(&Platform::host())),
         };
-        let config = stage.evaluate(&base).unwrap().config;
-        configs.insert(stage.number(), config);
+        built.insert(stage.number(), evaluated.unwrap());
     }
-    configs.pop_last().unwrap().1
+    built.pop_last().unwrap().1.config
 }
 
 #[track_caller]

@@ -449,6 +449,37 @@ fn what_readers_disagree_about_is_refused() {
             .file("c", "")
             .end(),
     );
+    // A name for a sparse file counts to some readers whatever the file is.
+    for records in [
+        &[("GNU.sparse.name", &b"other"[..])][..],
+        &[("GNU.sparse.minor", b"0")],
+        &[("GNU.sparse.map", b"0,4")],
+        &[("GNU.sparse.offset", b"0"), ("GNU.sparse.numbytes", b"4")],
+        &[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.realsize", b"4"),
+            ("GNU.sparse.map", b"0,4"),
+        ],
+        &[
+            ("GNU.sparse.size", b"4"),
+            ("GNU.sparse.map", b"0,4"),
+            ("GNU.sparse.name", b"directory/"),
+        ],
+    ] {
+        ambiguous(&Tar::new().pax(records).file("c", "abcd").end());
+    }
+    ambiguous(
+        &Tar::new()
+            .with_data("L", b'L', "a")
+            .pax(&[
+                ("GNU.sparse.size", b"4"),
+                ("GNU.sparse.map", b"0,4"),
+                ("GNU.sparse.name", b"b"),
+            ])
+            .file("c", "abcd")
+            .end(),
+    );
 }
 
 #[test]
@@ -467,6 +498,17 @@ fn extended_headers_that_lie_about_their_length() {
         });
     }
     let zero = Tar::new().pax(&[("path", b"a\0b")]).file("a", "").end();
+    refused(&zero, |error| {
+        matches!(tar_problem(error), Some(TarProblem::ZeroInName))
+    });
+    let zero = Tar::new()
+        .pax(&[
+            ("GNU.sparse.size", b"4"),
+            ("GNU.sparse.map", b"0,4"),
+            ("GNU.sparse.name", b"a\0b"),
+        ])
+        .file("c", "abcd")
+        .end();
     refused(&zero, |error| {
         matches!(tar_problem(error), Some(TarProblem::ZeroInName))
     });
@@ -598,6 +640,24 @@ fn sparse_maps_that_lie() {
         (b"0,-4", b"10"),
     ] {
         refused(&sparse(map, size), |error| {
+            matches!(tar_problem(error), Some(TarProblem::Sparse(_)))
+        });
+    }
+    for (major, minor) in [
+        (&b"2"[..], &b"0"[..]),
+        (b"1", b"1"),
+        (b"0", b"2"),
+        (b"1", b""),
+    ] {
+        let archive = Tar::new()
+            .pax(&[
+                ("GNU.sparse.major", major),
+                ("GNU.sparse.minor", minor),
+                ("GNU.sparse.realsize", b"0"),
+            ])
+            .file("a", "")
+            .end();
+        refused(&archive, |error| {
             matches!(tar_problem(error), Some(TarProblem::Sparse(_)))
         });
     }

@@ -28,6 +28,8 @@ pub struct EvaluatedStage {
     pub steps: Vec<Step>,
     /// The configuration that results; `rootfs` is still that of the base, and so is the history without the steps.
     pub config: ImageConfig,
+    /// The values of the `ARG`s that hold at its end, and so at the start of a stage that is based on it.
+    pub args: BTreeMap<String, String>,
 }
 
 impl EvaluatedStage {
@@ -46,21 +48,38 @@ impl EvaluatedStage {
 }
 
 impl PlannedStage {
-    /// Evaluates the stage on top of its base, whose `ONBUILD` triggers come first.
+    /// Evaluates the stage on top of an image, whose `ONBUILD` triggers come first.
     ///
-    /// For [`Base::Scratch`], give an empty configuration, which gets the usual `PATH`; for [`Base::Stage`], what that
-    /// stage resulted in.
+    /// For [`Base::Scratch`], give an empty configuration, which gets the usual `PATH`; for [`Base::Stage`], there is
+    /// [`PlannedStage::evaluate_after`].
     ///
     /// # Errors
     ///
     /// [`Error::Dockerfile`](crate::Error::Dockerfile) with the first problem.
     pub fn evaluate(&self, base: &ImageConfig) -> Result<EvaluatedStage> {
+        self.evaluate_with(base, BTreeMap::new())
+    }
+
+    /// Evaluates the stage on top of the stage that it is based on ([`Base::Stage`]), with that one's `ARG`s.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Dockerfile`](crate::Error::Dockerfile) with the first problem.
+    pub fn evaluate_after(&self, base: &EvaluatedStage) -> Result<EvaluatedStage> {
+        self.evaluate_with(&base.config, base.args.clone())
+    }
+
+    fn evaluate_with(
+        &self,
+        base: &ImageConfig,
+        args: BTreeMap<String, String>,
+    ) -> Result<EvaluatedStage> {
         let mut state = State {
             stage: self,
             source: Arc::clone(&self.context.source),
             escape: self.context.escape,
             config: base.clone(),
-            args: BTreeMap::new(),
+            args,
             has_cmd: false,
             steps: Vec::new(),
         };
@@ -94,6 +113,7 @@ impl PlannedStage {
         Ok(EvaluatedStage {
             steps: state.steps,
             config: state.config,
+            args: state.args,
         })
     }
 }
@@ -106,7 +126,7 @@ struct State<'a> {
     source: Arc<Source>,
     escape: char,
     config: ImageConfig,
-    /// The values of `ARG`s that the stage has declared.
+    /// The values of `ARG`s that the stage, or one that it is based on, has declared.
     args: BTreeMap<String, String>,
     has_cmd: bool,
     steps: Vec<Step>,

@@ -2,7 +2,7 @@
 //!
 //! Nothing here runs anything. [`Dockerfile::parse`] reads a file and reports *all* that is wrong with it, like a
 //! compiler; [`Dockerfile::plan`] says which stages a build needs and what they start from; [`PlannedStage::evaluate`]
-//! turns the instructions of a stage into [`Step`]s, with variables expanded, and the configuration of the image that
+//! or [`evaluate_after`](PlannedStage::evaluate_after) turns the instructions of a stage into [`Step`]s, with variables expanded, and the configuration of the image that
 //! results. [`IgnoreFile`] says which files of the context are sent.
 //!
 //! ```

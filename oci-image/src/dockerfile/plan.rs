@@ -31,11 +31,7 @@ impl Default for BuildOptions {
 impl BuildOptions {
     /// The last stage, for the platform on which this program runs.
     pub fn new() -> BuildOptions {
-        let mut host = Platform::host();
-        // What is built for every processor of a kind names no level of it.
-        if host.architecture == "amd64" || host.architecture == "arm64" {
-            host.variant = None;
-        }
+        let host = Platform::host().without_level();
         BuildOptions {
             args: BTreeMap::new(),
             target: None,

@@ -24,7 +24,7 @@ pub(super) fn apply(
             })
     };
     match record.key.as_slice() {
-        b"path" | b"linkpath" if has_long => {
+        b"path" | b"linkpath" | b"GNU.sparse.name" if has_long => {
             return Err(TarProblem::Ambiguous(
                 "names in GNU's and in PAX's format for one entry",
             ));
@@ -52,15 +52,11 @@ pub(super) fn apply(
         }
         b"SCHILY.acl.access" => entry.acl_access = Some(value.to_vec()),
         b"SCHILY.acl.default" => entry.acl_default = Some(value.to_vec()),
-        b"GNU.sparse.major" => {
-            sparse.version.0 = decimal("the sparse version")?;
-            sparse.seen = true;
-        }
-        b"GNU.sparse.minor" => sparse.version.1 = decimal("the sparse version")?,
+        b"GNU.sparse.major" => sparse.major = Some(decimal("the sparse version")?),
+        b"GNU.sparse.minor" => sparse.minor = Some(decimal("the sparse version")?),
         b"GNU.sparse.name" => sparse.name = Some(value.to_vec()),
         b"GNU.sparse.size" | b"GNU.sparse.realsize" => {
             sparse.real_size = Some(decimal("the real size")?);
-            sparse.seen = true;
         }
         b"GNU.sparse.offset" => {
             if sparse.half.replace(decimal("a sparse offset")?).is_some() {

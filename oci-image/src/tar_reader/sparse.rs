@@ -59,13 +59,10 @@ impl<R: BufRead> TarReader<R> {
         offset: u64,
     ) -> Result<()> {
         let fail = |problem| tar(offset, TarProblem::Sparse(problem));
-        if let Some(name) = sparse.name {
-            entry.path = name;
-        }
         entry.size = sparse
             .real_size
             .ok_or_else(|| fail("the real size is missing"))?;
-        if sparse.version != (1, 0) {
+        if sparse.major != Some(1) {
             entry.sparse = Some(sparse.map);
             return Ok(());
         }
@@ -126,8 +123,8 @@ impl<R: BufRead> TarReader<R> {
 /// The PAX records that make a file sparse.
 #[derive(Default)]
 pub(super) struct SparseRecords {
-    pub(super) version: (u64, u64),
-    pub(super) seen: bool,
+    pub(super) major: Option<u64>,
+    pub(super) minor: Option<u64>,
     pub(super) real_size: Option<u64>,
     pub(super) name: Option<Vec<u8>>,
     pub(super) map: Vec<(u64, u64)>,
@@ -136,7 +133,38 @@ pub(super) struct SparseRecords {
 
 impl SparseRecords {
     pub(super) fn is_sparse(&self) -> bool {
-        self.seen
+        self.major.is_some() || self.real_size.is_some()
+    }
+
+    /// Refuses what only some readers would take for a sparse file, or would take for one of another format. `flag` is
+    /// the type in the entry's header.
+    pub(super) fn check(&self, flag: u8) -> Result<(), TarProblem> {
+        if !self.is_sparse() {
+            if self.minor.is_some()
+                || self.name.is_some()
+                || self.half.is_some()
+                || !self.map.is_empty()
+            {
+                return Err(TarProblem::Ambiguous(
+                    "only a part of the records that make a file sparse",
+                ));
+            }
+            return Ok(());
+        }
+        if flag == b'S' {
+            return Err(TarProblem::Ambiguous(
+                "a sparse file in GNU's and in PAX's format",
+            ));
+        }
+        if self.half.is_some() {
+            return Err(TarProblem::Sparse("an offset has no length"));
+        }
+        match (self.major, self.minor) {
+            (None | Some(0), None | Some(0 | 1)) => Ok(()),
+            (Some(1), Some(0)) if self.map.is_empty() => Ok(()),
+            (Some(1), Some(0)) => Err(TarProblem::Ambiguous("two maps of one sparse file")),
+            _ => Err(TarProblem::Sparse("it is of an unknown version")),
+        }
     }
 }
 
