@@ -139,7 +139,13 @@ impl Board {
     /// The guest writes to an address without memory.
     pub(crate) fn memory_write(&self, address: u64, data: &[u8]) {
         if let Some((mut device, offset)) = self.device(address) {
+            let before = device.is_active();
             device.write(offset, data);
+            let ready = device.is_active();
+            if ready != before {
+                let kind = device.device.id();
+                tracing::info!(kind, at = format_args!("{address:#x}"), ready, "driver");
+            }
         }
     }
 

@@ -100,6 +100,10 @@ pub(crate) struct RunArgs {
     /// `exits`: how often the guest came out to this program, by reason.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub(crate) stats: Option<PathBuf>,
+    /// Write what happens to the machine to the end of FILE, or to standard error (-): a line of JSON
+    /// for its start and end, for what the control socket is asked, and for each device's driver
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
     /// A Unix socket to control the machine by HTTP: pause, resume, snapshot, metrics, shutdown
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,

@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -252,6 +252,8 @@ fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, Refusal> {
 /// Does what is asked.
 pub(crate) fn answer(machine: &Assembled, request: Request) {
     let done = Ok::<_, Error>(json!({}));
+    let asked = format!("{:?}", request.command);
+    let begin = Instant::now();
     let answer = match request.command {
         Command::Machine => Ok(json!(machine.machine)),
         Command::Metrics => Ok(metrics(machine)),
@@ -286,6 +288,8 @@ pub(crate) fn answer(machine: &Assembled, request: Request) {
         Ok(body) => (200, body),
         Err(e) => (500, json!({ "error": e.to_string() })),
     };
+    let (status, took) = (answer.0, begin.elapsed());
+    tracing::info!(asked, status, took_us = took.as_micros(), "control");
     // The client may be gone.
     let _ = request.answer.send(answer);
 }

@@ -25,6 +25,7 @@ mod input;
 mod jail;
 mod kit;
 mod layout;
+mod log;
 mod machine;
 mod processor;
 mod serial;
@@ -55,6 +56,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(status) => status.into(),
         Err(e) => {
+            tracing::error!(status = e.status(), error = %e, "failed");
             report(&e);
             e.status().into()
         }

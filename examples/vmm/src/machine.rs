@@ -22,6 +22,7 @@ use crate::image;
 use crate::input;
 use crate::jail;
 use crate::layout::{self, EVENT_LINE, LINES, SERIAL_LINE};
+use crate::log;
 use crate::processor::{Processors, place};
 use crate::snapshot::{self, Saving};
 use crate::stats::{Clock, Report, Stats};
@@ -165,11 +166,21 @@ impl Assembled {
     pub(crate) fn run(mut self, args: &RunArgs) -> Result<u8, Error> {
         let (happens, happenings) = mpsc::channel();
         // What is still to be opened, while there are files.
+        args.log.as_deref().map(log::open).transpose()?;
         let report = args.stats.as_deref().map(Report::open).transpose()?;
         let control = args.control.as_deref().map(Socket::bind).transpose()?;
         #[cfg(feature = "gdb")]
         let gdb = args.gdb.as_deref().map(Socket::bind).transpose()?;
         let jailed = jail::is_inside();
+        tracing::info!(
+            kernel = %self.machine.kernel.display(),
+            mode = self.mode_name(),
+            memory_mib = self.machine.memory_mib,
+            cpus = self.machine.cpus,
+            devices = self.board.virtio.len(),
+            jailed,
+            "starting"
+        );
         let mut store = args.snapshots.as_deref().map(snapshot::store).transpose()?;
         if jailed {
             let vsock = self.machine.vsock.as_ref();
@@ -241,6 +252,9 @@ impl Assembled {
         }
         drop(raw);
         drop(control);
+        if let Ok(end) = &ended {
+            tracing::info!(status = end.status(), end = ?end, "ended");
+        }
         if let Some(report) = report {
             // A guest that crashed was measured all the same.
             let written = this

@@ -117,3 +117,27 @@ fn memtest_speaks_on_the_serial_port() {
     machine.wait_for(|out| out.contains("Memtest86+") && out.contains("Pass"));
     machine.shut_down();
 }
+
+#[test]
+#[ignore = "needs lab"]
+fn an_unpacked_kernel_boots_by_its_own_protocol_and_by_pvh() {
+    let dir = Scratch::new();
+    // The one for clouds is not packed with xz.
+    let kernel = kernel("-amd64");
+    let image = fs::read(&kernel).unwrap();
+    // The header says where in the protected-mode part the compressed kernel is.
+    let number = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
+    let start = (usize::from(image[0x1f1]) + 1) * 512 + number(0x248);
+    let packed = dir.file("vmlinux.xz", &image[start..start + number(0x24c)]);
+    let unpacked = Command::new("xz")
+        .args(["-d", "-c", "--single-stream", &packed])
+        .output()
+        .unwrap();
+    let vmlinux = dir.file("vmlinux", &unpacked.stdout);
+    let initrd = initrd(&dir, &kernel);
+    for mode in ["auto", "linux"] {
+        let ran = boot(&vmlinux, &initrd, "nothing", &["--mode", mode]);
+        assert_eq!(ran.status, 0, "{mode}: {} {}", ran.err, ran.out);
+        assert!(ran.out.contains("cpus=1"), "{}", ran.out);
+    }
+}

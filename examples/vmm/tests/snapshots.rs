@@ -148,3 +148,31 @@ fn what_is_no_snapshot_is_refused() {
     let ran = run(&["restore", &from, "--timeout", "0.5"]);
     assert_eq!(ran.status, 10, "{}", ran.err);
 }
+
+#[test]
+#[ignore = "needs kvm"]
+fn the_log_tells_what_happened() {
+    let dir = Scratch::new();
+    let (kernel, store) = set_up(&dir);
+    let log = dir.path("log");
+    let mut args = boot(&kernel, &store);
+    args.extend(["--log", &log]);
+    let mut machine = Running::start(&dir, "0", &args);
+    machine.wait_for(|out| counts(out).len() > 1);
+    machine.save("s");
+    machine.shut_down();
+    let log = std::fs::read_to_string(log).unwrap();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let messages: Vec<_> = lines
+        .iter()
+        .map(|l| l["message"].as_str().unwrap())
+        .collect();
+    assert_eq!(messages, ["starting", "control", "ended"], "{log}");
+    assert_eq!(lines[0]["memory_mib"], 16, "{log}");
+    assert_eq!(lines[1]["status"], 200, "{log}");
+    assert_eq!(lines[2]["status"], 16, "{log}");
+    assert!(lines.iter().all(|l| l["timestamp"].is_string()), "{log}");
+}

@@ -11,6 +11,7 @@ use crate::virtio::rate::{Limiter, Rate};
 use kvm_vcpu::{GuestMemory, Region};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 fn unlimited() -> Limiter {
@@ -72,6 +73,32 @@ fn a_disk_is_read_and_written() {
     assert_eq!(mock.get(0x60), 1);
     mock.set(0x64, 1);
     assert_eq!(mock.get(0x60), 0);
+}
+
+#[test]
+fn what_is_discarded_is_given_back() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![7; 64 << 10]).unwrap();
+    let block = Block::new(file.try_clone().unwrap(), false, "", unlimited());
+    let mut mock = Mock::new(block.unwrap());
+    let range = |sector: u64, sectors: u32, flags: u32| {
+        let numbers = [sectors.to_le_bytes(), flags.to_le_bytes()].concat();
+        [&sector.to_le_bytes()[..], &numbers].concat()
+    };
+    let mut discard = |ranges: &[u8]| mock.request(0, &[&header(11, 0), ranges], &[1]).unwrap();
+    let before = file.metadata().unwrap().blocks();
+    assert_eq!(discard(&[range(0, 64, 0), range(120, 8, 0)].concat()), [0]);
+    assert!(file.metadata().unwrap().blocks() < before);
+    let mut all = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut all).unwrap();
+    let expected = [vec![0; 32 << 10], vec![7; 28 << 10], vec![0; 4 << 10]].concat();
+    assert!(all == expected, "and nothing else changed");
+    // Over the end, unknown flags, too many ranges, half a range, none.
+    let many = range(0, 1, 0).repeat(17);
+    for bad in [range(127, 2, 0), range(0, 1, 2), many, vec![0; 8], vec![]] {
+        assert_eq!(discard(&bad), [1], "{bad:?}");
+    }
 }
 
 #[test]
@@ -163,6 +190,7 @@ fn a_balloon_frees_pages_and_asks_for_them() {
 #[test]
 fn a_vsock_connects_both_ways() {
     use crate::virtio::vsock::Vsock;
+    use std::net::Shutdown;
     use std::os::unix::net::{UnixListener, UnixStream};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v");
@@ -199,8 +227,23 @@ fn a_vsock_connects_both_ways() {
     // Nobody listens there.
     mock.request(1, &[&packet(81, 1001, 1, b"")], &[]).unwrap();
     assert_eq!(operation(&mock.request(0, &[], &[512]).unwrap()), 3);
+    // The program stops sending, and still receives; then it is gone.
+    let shutdown = |mock: &mut Mock| {
+        let mut got = mock.request(0, &[], &[512]).unwrap();
+        while operation(&got) != 4 {
+            got = mock.request(0, &[], &[512]).unwrap();
+        }
+        u32::from_le_bytes(got[32..36].try_into().unwrap())
+    };
+    theirs.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(shutdown(&mut mock), 2);
+    mock.request(1, &[&packet(80, 1000, 5, b"more")], &[])
+        .unwrap();
+    theirs.read_exact(&mut four).unwrap();
+    assert_eq!(&four, b"more");
     drop(theirs);
-    assert!(mock.request(0, &[], &[512]).is_some());
+    mock.transport.process();
+    assert_eq!(shutdown(&mut mock), 3);
     mock.request(1, &[&packet(80, 1000, 3, b"")], &[]).unwrap();
     while mock.request(0, &[], &[512]).is_some() {}
     // A program asks for a port of the guest.

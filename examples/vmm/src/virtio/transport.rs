@@ -272,6 +272,7 @@ impl Transport {
             }
             if ring.broken && self.status & NEEDS_RESET == 0 {
                 self.status |= NEEDS_RESET;
+                tracing::warn!(kind = self.device.id(), "driver broke its queue");
                 reasons |= CONFIG_CHANGED;
             }
         }

@@ -13,7 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::{Chain, Device, Next, Ring, Source};
@@ -80,6 +80,8 @@ struct Connection {
     /// The host will send no more, or the guest.
     host_done: bool,
     guest_done: bool,
+    /// The host will not receive, either.
+    host_gone: bool,
 }
 
 impl Connection {
@@ -98,6 +100,7 @@ impl Connection {
             sent: 0,
             host_done: false,
             guest_done: false,
+            host_gone: false,
         })
     }
 
@@ -105,6 +108,14 @@ impl Connection {
     fn credit(&self) -> u32 {
         let under_way = self.sent.wrapping_sub(self.guest_forwarded);
         self.guest_buffer.saturating_sub(under_way)
+    }
+
+    /// Whether the host's end is closed, or shut down for both directions.
+    fn is_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.fd, PollFlags::empty())];
+        let now = Timespec::default();
+        // It cannot fail; if it did, the next write would tell.
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
     }
 
     /// Writes to the host what it takes; false when it is gone.
@@ -321,6 +332,12 @@ impl Vsock {
                 // The host may have gone already.
                 let _ = connection.stream.shutdown(Shutdown::Write);
             }
+            // Until then the guest may go on sending, as after shutdown(2) of one direction.
+            if connection.host_done && !connection.host_gone && connection.is_hung_up() {
+                connection.host_gone = true;
+                self.say(ends, SHUTDOWN, NO_RECEIVE | NO_SEND);
+                continue;
+            }
             if connection.forwarded.wrapping_sub(connection.told) > BUFFER / 2 {
                 self.say(ends, CREDIT_UPDATE, 0);
             }
@@ -388,7 +405,9 @@ impl Vsock {
             match over {
                 Some(true) => {
                     connection.host_done = true;
-                    self.say(ends, SHUTDOWN, NO_RECEIVE | NO_SEND);
+                    connection.host_gone = connection.is_hung_up();
+                    let gone = if connection.host_gone { NO_RECEIVE } else { 0 };
+                    self.say(ends, SHUTDOWN, gone | NO_SEND);
                 }
                 Some(false) => self.drop_connection(ends),
                 None => {}
@@ -492,7 +511,8 @@ impl Device for Vsock {
             if !c.to_host.is_empty() {
                 events |= PollFlags::OUT;
             }
-            if !events.is_empty() {
+            // That a host is gone that has only stopped sending is told without being asked for.
+            if !events.is_empty() || c.host_done && !c.host_gone {
                 sources.push(Source {
                     fd: c.fd.clone(),
                     events,

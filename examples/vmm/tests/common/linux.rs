@@ -5,7 +5,7 @@ use std::fs;
 use super::{Ran, Scratch, run};
 
 /// What the guest does is in its command line, after `test=`.
-const INIT: &str = r#"#!/bin/busybox sh
+pub(crate) const INIT: &str = r#"#!/bin/busybox sh
 echo "cpus=$(nproc)"
 case $(sed 's/.*test=\([a-z]*\).*/\1/' /proc/cmdline) in
 disk)
@@ -20,6 +20,19 @@ disk)
 count)
     i=0
     while true; do i=$((i + 1)); echo "tick $i"; date +time=%s; sleep 0.2; done
+    ;;
+devices)
+    echo hello > /dev/hvc0
+    printf 'ECHO' > /echo
+    chmod +x /echo
+    /echo
+    echo "vsock=$?"
+    ip addr add 192.168.77.2/24 dev eth0
+    ip link set eth0 up
+    nc 192.168.77.1 5000 > /got
+    nc 192.168.77.1 5001 < /got
+    # Until the host has seen enough.
+    nc 192.168.77.1 5002
     ;;
 panic) echo c > /proc/sysrq-trigger ;;
 reboot) reboot -f ;;
