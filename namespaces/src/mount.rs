@@ -404,6 +404,11 @@ impl Mount {
     }
 
     /// Sets the propagation of the mount.
+    ///
+    /// With [`Slave`](Propagation::Slave) or [`Shared`](Propagation::Shared) a bind receives what is
+    /// mounted outside later if its source does and
+    /// [`root_propagation`](crate::Command::root_propagation) is one of these two as well; it never
+    /// sends anything out.
     pub fn propagation(mut self, propagation: Propagation) -> Self {
         self.propagation = Some((propagation, false));
         self

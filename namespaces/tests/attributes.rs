@@ -8,8 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use common::{Mounted, Rootfs, container, stdout};
 use namespaces::{
-    Barrier, Command, Device, DeviceKind, Error, IoPriority, Mount, MountAttributes, Namespace,
-    Scheduler, SecurityLabel, Stdio, Step, TerminalSize, TimeOffset, UserMapping,
+    Barrier, Command, Device, DeviceKind, Error, IoPriority, MemoryPolicy, Mount, MountAttributes,
+    Namespace, Scheduler, SecurityLabel, Stdio, Step, TerminalSize, TimeOffset, UserMapping,
 };
 
 /// A field of `/proc/self/stat` of a program, counted as in `proc(5)`.
@@ -91,6 +91,38 @@ fn the_execution_domain_and_oom_score_are_as_given() {
     let mut command = Command::new("cat");
     command.arg("/proc/self/oom_score_adj").oom_score_adj(900);
     assert_eq!(stdout(&mut command), "900\n");
+}
+
+#[test]
+fn memory_comes_from_where_the_policy_says() {
+    for (mode, nodes, shown) in [
+        (0, vec![], "default"),
+        (4, vec![], "local"),
+        (2, vec![0], "bind:0"),
+        (3, vec![0], "interleave:0"),
+    ] {
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/numa_maps");
+        command.memory_policy(MemoryPolicy {
+            mode,
+            flags: 0,
+            nodes,
+        });
+        let text = stdout(&mut command);
+        let policy = text.split(' ').nth(1);
+        assert_eq!(policy, Some(shown), "{text}");
+    }
+    let mut command = Command::new("true");
+    command.memory_policy(MemoryPolicy {
+        mode: 2,
+        flags: 0,
+        nodes: vec![1000],
+    });
+    let error = command.spawn().expect_err("there is no such node");
+    assert!(
+        matches!(&error, Error::Step(step) if step.step() == Step::Scheduling),
+        "{error}"
+    );
 }
 
 #[test]

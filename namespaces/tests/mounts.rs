@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use common::{Mounted, Rootfs, container, stdout};
 use namespaces::{
-    Command, Device, DeviceKind, Error, IdMap, Mount, MountAttributes as A, Namespace, Step,
-    UserMapping,
+    Command, Device, DeviceKind, Error, IdMap, Mount, MountAttributes as A, Namespace, Propagation,
+    Stdio, Step, UserMapping,
 };
 
 /// The options of the mounts below a path, as the program sees them.
@@ -258,6 +258,87 @@ fn links_and_late_read_only() {
         error.to_string().starts_with("devices and links: "),
         "{error}"
     );
+}
+
+/// To whom the mount at `target` is tied, as `mountinfo` shows it.
+fn peers<'a>(text: &'a str, target: &str) -> Vec<&'a str> {
+    let line = text
+        .lines()
+        .find(|line| line.split(' ').nth(4) == Some(target));
+    let fields = line.expect("it is mounted").split(' ').skip(6);
+    fields.take_while(|field| *field != "-").collect()
+}
+
+#[test]
+fn propagation_is_as_given() {
+    let rootfs = Rootfs::new();
+    let look = || {
+        let mut command = container(&rootfs, "cat /proc/self/mountinfo");
+        command.mount(Mount::proc("/proc"));
+        command
+    };
+    let mut command = look();
+    command
+        .mount(Mount::tmpfs("/shared").propagation(Propagation::Shared))
+        .mount(Mount::tmpfs("/unbindable").propagation(Propagation::Unbindable))
+        .mount(Mount::tmpfs("/private"))
+        .mount(Mount::tmpfs("/tree"))
+        .mount(Mount::tmpfs("/tree/below"))
+        .mount(Mount::mounted("/tree").propagation_recursive(Propagation::Shared));
+    let text = stdout(&mut command);
+    for shared in ["/shared", "/tree", "/tree/below"] {
+        let peers = peers(&text, shared);
+        assert!(
+            peers.len() == 1 && peers[0].starts_with("shared:"),
+            "{text}"
+        );
+    }
+    assert_eq!(peers(&text, "/unbindable"), ["unbindable"], "{text}");
+    assert!(peers(&text, "/private").is_empty(), "{text}");
+    assert!(peers(&text, "/").is_empty(), "{text}");
+    let text = stdout(look().root_propagation(Propagation::Shared));
+    for shared in ["/", "/proc"] {
+        let peers = peers(&text, shared);
+        assert!(
+            peers.iter().any(|peer| peer.starts_with("shared:")),
+            "{text}"
+        );
+    }
+    let text = stdout(look().root_propagation(Propagation::Unbindable));
+    assert_eq!(peers(&text, "/"), ["unbindable"], "{text}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn slaves_receive_what_is_mounted_outside_later() {
+    let rootfs = Rootfs::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = directory.path().to_str().expect("text");
+    common::run("mount", &["-t", "tmpfs", "none", place]);
+    let _mounted = Mounted(directory.path());
+    common::run("mount", &["--make-shared", place]);
+    let late = directory.path().join("late");
+    fs::create_dir(&late).expect("mkdir");
+    let mut command = container(
+        &rootfs,
+        "read line; ls /slave/late; echo --; ls /private/late",
+    );
+    command
+        .root_propagation(Propagation::Slave)
+        .mount(Mount::bind(directory.path(), "/slave").propagation(Propagation::Slave))
+        .mount(Mount::bind(directory.path(), "/private").propagation(Propagation::Private))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().expect("spawn");
+    common::run(
+        "mount",
+        &["-t", "tmpfs", "none", late.to_str().expect("text")],
+    );
+    let _late = Mounted(&late);
+    fs::write(late.join("arrived"), "").expect("write");
+    drop(child.stdin.take());
+    let output = child.wait_with_output().expect("wait");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "arrived\n--\n");
 }
 
 /// A directory of the user 1000 on an ext4 of its own, which every kernel from 5.12 on can idmap,

@@ -13,8 +13,8 @@ use namespaces::{
     Namespace, NamespaceId, Root, Stdio, UserMapping,
 };
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen,
-    open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
+    fsmount, fsopen, open_tree,
 };
 
 /// A shell in the root file system, in new namespaces, without a user namespace.
@@ -103,6 +103,36 @@ fn detached_mounts_go_anywhere() {
     );
     command.mount(Mount::detached(&mount, "/here/it").expect("duplicate"));
     assert_eq!(stdout(&mut command), "is\ntmpfs\n");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_overlay_comes_as_a_descriptor() {
+    let rootfs = Rootfs::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    // Not every file system can be the upper one of an overlay.
+    let place = directory.path().to_str().expect("text");
+    common::run("mount", &["-t", "tmpfs", "none", place]);
+    let _mounted = Mounted(directory.path());
+    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).expect("fsopen");
+    for (key, name) in [
+        ("lowerdir", "lower"),
+        ("upperdir", "upper"),
+        ("workdir", "work"),
+    ] {
+        let path = directory.path().join(name);
+        fs::create_dir(&path).expect("mkdir");
+        fsconfig_set_string(&overlay, key, &path).expect("fsconfig");
+    }
+    fs::write(directory.path().join("lower/below"), "seen\n").expect("write");
+    fsconfig_create(&overlay).expect("fsconfig");
+    let none = MountAttrFlags::empty();
+    let mount = fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, none).expect("fsmount");
+    let mut command = container(&rootfs, "cat /over/below; echo written >/over/made");
+    command.mount(Mount::detached(&mount, "/over").expect("duplicate"));
+    assert_eq!(stdout(&mut command), "seen\n");
+    let made = fs::read_to_string(directory.path().join("upper/made"));
+    assert_eq!(made.expect("in the upper directory"), "written\n");
 }
 
 #[test]

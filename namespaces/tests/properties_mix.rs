@@ -5,12 +5,13 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::AsFd;
 
 use common::{Rootfs, container, failing, stdout};
 use namespaces::{
-    Command, IdMap, IdRange, IoPriority, Mount, Namespace, NamespaceId, Scheduler, Stdio,
-    TimeOffset, UserMapping,
+    Command, IdMap, IdRange, IoPriority, MemoryPolicy, Mount, Namespace, NamespaceId, Scheduler,
+    Stdio, TerminalSize, TimeOffset, UserMapping,
 };
 use proptest::prelude::*;
 
@@ -128,6 +129,30 @@ struct Settings {
     filter: bool,
     port: Option<u16>,
     domain: Option<String>,
+    keyring: Option<String>,
+    /// With how `/proc` shows it.
+    memory: Option<(MemoryPolicy, &'static str)>,
+    terminal: Option<TerminalSize>,
+}
+
+/// Policies that a machine with a single node has, too.
+fn memory_policy() -> impl Strategy<Value = (MemoryPolicy, &'static str)> {
+    let policies = vec![
+        (0, 0, &[][..], "default"),
+        (1, 0, &[0][..], "prefer:0"),
+        (2, 0, &[0], "bind:0"),
+        (2, 1 << 15, &[0], "bind=static:0"),
+        (3, 0, &[0], "interleave:0"),
+        (4, 0, &[], "local"),
+    ];
+    prop::sample::select(policies).prop_map(|(mode, flags, nodes, shown)| {
+        let nodes = nodes.to_vec();
+        (MemoryPolicy { mode, flags, nodes }, shown)
+    })
+}
+
+fn terminal() -> impl Strategy<Value = TerminalSize> {
+    (1..1_000_u16, 1..1_000_u16).prop_map(|(rows, columns)| TerminalSize { rows, columns })
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
@@ -149,17 +174,42 @@ fn settings() -> impl Strategy<Value = Settings> {
         // Below the ports that are given out.
         prop::option::of(0..30_000_u16),
         prop::option::of("[a-z.]{1,64}"),
+        prop::option::of("cofferdam-[a-z]{1,40}"),
+        prop::option::of(memory_policy()),
+        prop::option::of(terminal()),
     )
         .prop_map(
-            |(offsets, scheduler, io_priority, filter, port, domain)| Settings {
-                offsets,
-                scheduler,
-                io_priority,
-                filter,
-                port,
-                domain,
+            |(offsets, scheduler, io_priority, filter, port, domain, keyring, memory, terminal)| {
+                Settings {
+                    offsets,
+                    scheduler,
+                    io_priority,
+                    filter,
+                    port,
+                    domain,
+                    keyring,
+                    memory,
+                    terminal,
+                }
             },
         )
+}
+
+/// What only root may ask for.
+fn real_time() -> impl Strategy<Value = Scheduler> {
+    let deadline = (1..5_u64, 0..5_u64, 0..90_u64).prop_map(|(runtime, slack, more)| {
+        const MILLISECOND: u64 = 1_000_000;
+        Scheduler::Deadline {
+            runtime: runtime * MILLISECOND,
+            deadline: (10 + slack) * MILLISECOND,
+            period: (15 + slack + more) * MILLISECOND,
+        }
+    });
+    prop_oneof![
+        (1..=99_u32).prop_map(|priority| Scheduler::Fifo { priority }),
+        (1..=99_u32).prop_map(|priority| Scheduler::RoundRobin { priority }),
+        deadline,
+    ]
 }
 
 /// A line for each setting.
@@ -167,10 +217,36 @@ const PROBE: &str = "
     tr -s ' \\n' ' ' </proc/self/timens_offsets; echo
     cat /proc/self/stat
     busybox ionice
-    hostname other && echo set || echo refused
+    hostname other 2>/dev/null && echo set || echo refused
     cat /proc/sys/net/ipv4/ip_unprivileged_port_start
     cat /proc/sys/kernel/domainname
+    read -r address policy rest </proc/self/numa_maps; echo $policy
+    test -t 0 && busybox stty size || echo none
+    test -t 0 && readlink /proc/self/fd/0 || echo none
+    grep -c \"$KEYRING\" /proc/keys || true
 ";
+
+/// What the program says, to its terminal if it has one.
+fn said(command: &mut Command, terminal: bool) -> String {
+    if !terminal {
+        return stdout(command);
+    }
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => panic!("{error}"),
+    };
+    let mut terminal = File::from(child.terminal.take().expect("a terminal"));
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    // The end of a terminal is an error.
+    while let Ok(count @ 1..) = terminal.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..count]);
+    }
+    let status = child.wait().expect("wait");
+    let text = String::from_utf8(text).expect("text").replace('\r', "");
+    assert!(status.success(), "{status}: {text}");
+    text
+}
 
 fn config() -> ProptestConfig {
     let mut config = ProptestConfig {
@@ -228,7 +304,17 @@ proptest! {
         let rootfs = Rootfs::new();
         std::os::unix::fs::symlink("busybox", rootfs.join("bin/tr")).expect("link");
         let mut command = container(&rootfs, PROBE);
-        command.mount(Mount::proc("/proc"));
+        command.mounts(Mount::standard());
+        command.env("KEYRING", plan.keyring.as_deref().unwrap_or("cofferdam-none"));
+        if let Some(name) = &plan.keyring {
+            command.session_keyring(name);
+        }
+        if let Some((policy, _)) = &plan.memory {
+            command.memory_policy(policy.clone());
+        }
+        if let Some(size) = plan.terminal {
+            command.terminal(size);
+        }
         if let Some([monotonic, boottime]) = plan.offsets {
             let offset = |(seconds, nanoseconds)| TimeOffset { seconds, nanoseconds };
             command
@@ -250,8 +336,19 @@ proptest! {
         if let Some(domain) = &plan.domain {
             command.domainname(domain);
         }
-        let text = stdout(&mut command);
-        let [offsets, stat, io_priority, named, port, domain] = text.lines().collect::<Vec<_>>()[..]
+        let text = said(&mut command, plan.terminal.is_some());
+        let [
+            offsets,
+            stat,
+            io_priority,
+            named,
+            port,
+            domain,
+            memory,
+            size,
+            terminal,
+            keys,
+        ] = text.lines().collect::<Vec<_>>()[..]
         else {
             return Err(TestCaseError::fail(text));
         };
@@ -286,6 +383,32 @@ proptest! {
         if let Some(expected) = plan.domain {
             prop_assert_eq!(domain, expected);
         }
+        if let Some((_, expected)) = plan.memory {
+            prop_assert_eq!(memory, expected);
+        }
+        let expected = match plan.terminal {
+            Some(at) => [format!("{} {}", at.rows, at.columns), "/dev/pts/0".to_owned()],
+            None => ["none".to_owned(), "none".to_owned()],
+        };
+        prop_assert_eq!([size, terminal], expected);
+        prop_assert_eq!(keys, if plan.keyring.is_some() { "1" } else { "0" });
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn programs_run_in_real_time(scheduler in real_time()) {
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/stat").scheduler(scheduler);
+        let stat = stdout(&mut command);
+        // The priority is the 40th field and the policy the one behind.
+        let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').skip(37).take(2));
+        let seen: Vec<&str> = fields.into_iter().flatten().collect();
+        let expected = match scheduler {
+            Scheduler::Fifo { priority } => [priority.to_string(), "1".to_owned()],
+            Scheduler::RoundRobin { priority } => [priority.to_string(), "2".to_owned()],
+            _ => ["0".to_owned(), "6".to_owned()],
+        };
+        prop_assert_eq!(seen, expected);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ptr;
 
 use rustix::io::{Errno, Result};
 use syscalls::Sysno;
@@ -92,14 +93,15 @@ pub(crate) fn sched_setaffinity(cpus: &[u64]) -> Result<()> {
 }
 
 pub(crate) fn set_mempolicy(mode: u32, nodes: &[u64]) -> Result<()> {
-    // One more than the highest bit; the kernel takes one off.
-    let bits = if nodes.is_empty() {
-        0
+    // One more than there are bits: the kernel takes one off, of nothing, too, and then takes it for
+    // very many unless it finds no pointer.
+    let (first, bits) = if nodes.is_empty() {
+        (ptr::null(), 0)
     } else {
-        nodes.len() * 64 + 1
+        (nodes.as_ptr(), nodes.len() * 64 + 1)
     };
     // SAFETY: the kernel reads as many bits as the slice has, or nothing when there are none.
-    let result = unsafe { syscall!(Sysno::set_mempolicy, mode, nodes.as_ptr(), bits) };
+    let result = unsafe { syscall!(Sysno::set_mempolicy, mode, first, bits) };
     check(result).map(drop)
 }
 
