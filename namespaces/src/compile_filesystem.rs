@@ -4,7 +4,8 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
-use crate::compile::{Fds, c_string};
+use crate::compile::c_string;
+use crate::compile_fds::Fds;
 use crate::mount::{RootKind, Source};
 use crate::plan::{Attributes, CopyUp, Op, PropagationChange, Target};
 use crate::sys::MountAttr;

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::attach::{Place, bind};
 use crate::fallback::{Fallbacks, Taken};
-use crate::filesystem::{
-    Make, O_PATH, Place, Result, bind, make_in, open_inside, open_parent, open_source, open_target,
-};
+use crate::filesystem::open_source;
+use crate::inside::{Make, O_PATH, make_in, open_inside, open_parent, open_target};
 use crate::plan::{Attributes, Target};
-use crate::protocol::{Call, Failure};
+use crate::protocol::{Call, Failure, Result};
 
 /// The devices of a minimal `/dev`: name, path outside, major and minor number.
 const DEVICES: [(&CStr, &CStr, u32, u32); 6] = [

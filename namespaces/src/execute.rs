@@ -5,28 +5,36 @@
 //! code here and in the modules that it calls does nothing but system calls on what the plan has
 //! ready. It does not allocate, lock, or panic, and it never returns.
 
-use std::ffi::CStr;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::thread::{Gid, Uid};
 
 use crate::devices;
-use crate::fallback::{Fallbacks, Taken};
+use crate::execute_process::{
+    become_root, close_fds, enter_directory, join, limit_bounding, new_time, place_fds,
+    set_ambient, set_gid, set_uid, set_umask,
+};
+use crate::execute_program::{execute, find_program};
+use crate::fallback::Taken;
 use crate::filesystem;
 use crate::init;
-use crate::plan::{JoinTime, Op, Plan};
+use crate::inside::{Make, make_link, open_target};
+use crate::new_root;
+use crate::plan::{Op, Plan};
+use crate::private_proc::write_proc;
 use crate::protocol::{Call, Failure, Record, passed, until};
 use crate::sys::{self, PlanFd};
-use crate::{Barrier, Capability, DeviceKind, Namespace};
+use crate::{Barrier, DeviceKind};
 
 /// The status of a child that could not execute the program. The parent knows more from the
 /// record; this is for a parent that is gone.
 const FAILED: i32 = 125;
+
 const NOT_EXECUTABLE: i32 = 126;
+
 const NOT_FOUND: i32 = 127;
 
 /// What changes while the plan is executed.
@@ -36,15 +44,15 @@ pub(crate) struct State {
     /// How far the parent lets the child run.
     until: u8,
     /// The namespaces that were not joined yet for lack of rights.
-    put_off: u32,
+    pub(crate) put_off: u32,
     /// The file mode mask of the caller.
-    umask: Option<Mode>,
+    pub(crate) umask: Option<Mode>,
     /// The working directory could not be entered as this user.
     directory_put_off: bool,
     /// The slave of the new terminal.
     terminal: Option<OwnedFd>,
     handlers_cleared: bool,
-    memory_lent: bool,
+    pub(crate) memory_lent: bool,
     /// The second-best ways that were taken.
     pub(crate) taken: Taken,
 }
@@ -164,8 +172,8 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
         Op::Enter { process, flags } => {
             sys::setns(process.in_child(), *flags).map_err(Failure::of(Call::Setns))
         }
-        Op::EnterRoot(root) => filesystem::change_root(root.in_child()),
-        Op::ChangeRoot => filesystem::change_root(root(state)?),
+        Op::EnterRoot(root) => new_root::change_root(root.in_child()),
+        Op::ChangeRoot => new_root::change_root(root(state)?),
         Op::OpenRoot(path) => {
             state.root = Some(filesystem::open_source(
                 path,
@@ -228,15 +236,15 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
                 .map_err(Failure::of(Call::Mount))
         }
         Op::AttachRootPath(path) => {
-            state.root = Some(filesystem::attach_root_path(path, &state.taken)?);
+            state.root = Some(new_root::attach_root_path(path, &state.taken)?);
             Ok(())
         }
         Op::AttachRootMount(fd) => {
-            state.root = Some(filesystem::attach_root_mount(fd.in_child())?);
+            state.root = Some(new_root::attach_root_mount(fd.in_child())?);
             Ok(())
         }
         Op::StayInRoot => {
-            state.root = Some(filesystem::open_root()?);
+            state.root = Some(new_root::open_root()?);
             Ok(())
         }
         Op::MountFilesystem {
@@ -307,14 +315,14 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
         Op::FillDev { target, nodes } => {
             devices::fill_dev(root(state)?, target, *nodes, &state.taken)
         }
-        Op::Link { target, to } => filesystem::make_link(root(state)?, target, to),
+        Op::Link { target, to } => make_link(root(state)?, target, to),
         Op::ReadOnlyMount(path) => filesystem::read_only_mount(root(state)?, path, &state.taken),
         Op::Mask(path) => filesystem::mask(root(state)?, path, &state.taken),
         Op::ReadOnlyPath(path) => filesystem::read_only_path(root(state)?, path, &state.taken),
         Op::ReadOnlyRoot { recursive } => {
-            filesystem::read_only_root(root(state)?, *recursive, &state.taken)
+            new_root::read_only_root(root(state)?, *recursive, &state.taken)
         }
-        Op::PivotRoot => filesystem::pivot_root(root(state)?),
+        Op::PivotRoot => new_root::pivot_root(root(state)?),
         Op::NewSession => rustix::process::setsid()
             .map(drop)
             .map_err(Failure::of(Call::Setsid)),
@@ -325,9 +333,7 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             set_umask(state, *mask);
             Ok(())
         }
-        Op::CreateDirectory(target) => {
-            filesystem::open_target(root(state)?, target, filesystem::Make::Directory).map(drop)
-        }
+        Op::CreateDirectory(target) => open_target(root(state)?, target, Make::Directory).map(drop),
         Op::EnterDirectory { path, again } => match enter_directory(path) {
             Err(failure) if *again && failure.errno == Errno::ACCESS => {
                 state.directory_put_off = true;
@@ -414,7 +420,7 @@ fn perform(plan: &Plan, op: &Op, state: &mut State) -> Result<(), Failure> {
             },
             &state.taken,
         ),
-        Op::WriteProc { path, value, .. } => filesystem::write_proc(path, value, &state.taken),
+        Op::WriteProc { path, value, .. } => write_proc(path, value, &state.taken),
         Op::Scheduler(attr) => sys::sched_setattr(attr).map_err(Failure::of(Call::SchedSetattr)),
         Op::Nice(nice) => rustix::process::setpriority_process(None, *nice)
             .map_err(Failure::of(Call::Setpriority)),
@@ -449,140 +455,6 @@ fn root(state: &State) -> Result<BorrowedFd<'_>, Failure> {
         call: Call::Openat,
         errno: Errno::BADF,
     })
-}
-
-fn close_fds(ranges: &[(u32, u32)], taken: &Taken) -> Result<(), Failure> {
-    for (first, last) in ranges {
-        match sys::close_range(*first, *last, false) {
-            Ok(()) => {}
-            Err(Errno::NOSYS | Errno::PERM) => {
-                taken.note(Fallbacks::CLOSE_ONE_BY_ONE);
-                // A seccomp filter that does not know the call. Beyond the soft limit there may
-                // be descriptors only if it was lowered after they were opened.
-                let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
-                    .current
-                    .unwrap_or(1 << 20)
-                    .min(1 << 20);
-                let end = u64::from(*last).saturating_add(1).min(limit);
-                for fd in u64::from(*first)..end {
-                    // Below 2^20 by the line above.
-                    sys::close(fd.try_into().unwrap_or(RawFd::MAX));
-                }
-            }
-            Err(errno) => {
-                return Err(Failure {
-                    call: Call::CloseRange,
-                    errno,
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-fn join(state: &mut State, fd: PlanFd, kind: Namespace, when: JoinTime) -> Result<(), Failure> {
-    if when == JoinTime::AfterUser && state.put_off & kind.flag() == 0 {
-        return Ok(());
-    }
-    match sys::setns(fd.in_child(), kind.flag()) {
-        Err(Errno::PERM) if when == JoinTime::BeforeUser => {
-            state.put_off |= kind.flag();
-            Ok(())
-        }
-        result => result.map_err(Failure::of(Call::Setns)),
-    }
-}
-
-fn new_time(offsets: Option<&CStr>, state: &State) -> Result<(), Failure> {
-    let taken = &state.taken;
-    sys::unshare(Namespace::Time.flag()).map_err(Failure::of(Call::Unshare))?;
-    if let Some(offsets) = offsets {
-        filesystem::write_proc(c"self/timens_offsets", offsets.to_bytes(), taken)?;
-    }
-    if state.memory_lent {
-        // Whoever shares memory cannot enter it; execve does: see `Plan::may_share_memory`.
-        return Ok(());
-    }
-    let link = filesystem::open_proc(c"self/ns/time_for_children", false, taken)?;
-    sys::setns(link.as_fd(), Namespace::Time.flag()).map_err(Failure::of(Call::Setns))
-}
-
-fn become_root() -> Result<(), Failure> {
-    set_gid(Gid::ROOT)?;
-    set_uid(Uid::ROOT)
-}
-
-fn set_gid(gid: Gid) -> Result<(), Failure> {
-    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(Failure::of(Call::Setresgid))
-}
-
-fn set_uid(uid: Uid) -> Result<(), Failure> {
-    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(Failure::of(Call::Setresuid))
-}
-
-/// Without a mask: no bit is masked while things are made for the program. With `u32::MAX`: the
-/// caller's own mask again.
-fn set_umask(state: &mut State, mask: Option<u32>) {
-    let new = match mask {
-        None => Mode::empty(),
-        Some(u32::MAX) => state.umask.unwrap_or(Mode::from_bits_retain(0o022)),
-        Some(mask) => Mode::from_bits_retain(mask),
-    };
-    let old = rustix::process::umask(new);
-    if mask.is_none() {
-        state.umask = Some(old);
-    }
-}
-
-fn enter_directory(path: &CStr) -> Result<(), Failure> {
-    rustix::process::chdir(path).map_err(Failure::of(Call::Chdir))?;
-    // A directory outside the root has a path that begins with "(unreachable)" (CVE-2024-21626).
-    let mut buffer = [0_u8; 4096];
-    let path = sys::getcwd(&mut buffer).map_err(Failure::of(Call::Getcwd))?;
-    if path.first() == Some(&b'/') {
-        Ok(())
-    } else {
-        Err(Failure {
-            call: Call::Getcwd,
-            errno: Errno::XDEV,
-        })
-    }
-}
-
-fn kernel_set(capability: Capability) -> rustix::thread::CapabilitySet {
-    rustix::thread::CapabilitySet::from_bits_retain(1 << capability as u8)
-}
-
-fn limit_bounding(dropped: &[Capability]) -> Result<(), Failure> {
-    for capability in dropped {
-        match rustix::thread::remove_capability_from_bounding_set(kernel_set(*capability)) {
-            // A capability newer than the kernel.
-            Ok(()) | Err(Errno::INVAL) => {}
-            Err(errno) => {
-                return Err(Failure {
-                    call: Call::Prctl,
-                    errno,
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-fn set_ambient(ambient: &[Capability]) -> Result<(), Failure> {
-    rustix::thread::clear_ambient_capability_set().map_err(Failure::of(Call::Prctl))?;
-    for capability in ambient {
-        rustix::thread::configure_capability_in_ambient_set(kernel_set(*capability), true)
-            .map_err(Failure::of(Call::Prctl))?;
-    }
-    Ok(())
-}
-
-fn place_fds(placed: &[(PlanFd, RawFd)]) -> Result<(), Failure> {
-    for (fd, number) in placed {
-        sys::dup_to(fd.in_child(), *number).map_err(Failure::of(Call::Dup3))?;
-    }
-    Ok(())
 }
 
 fn die_with_parent(plan: &Plan) -> Result<(), Failure> {
@@ -634,63 +506,4 @@ fn gate(plan: &Plan, state: &State, fd: BorrowedFd<'_>) -> Result<(), Failure> {
             Err(errno) => return Err(Failure::of(Call::Read)(errno)),
         }
     }
-}
-
-/// Fails as `execve` will when there is no program to be executed.
-fn find_program(plan: &Plan) -> Result<(), Failure> {
-    use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, statat};
-    let mut found = Errno::NOENT;
-    for program in &plan.programs {
-        let program = program.as_c_str();
-        let result = statat(CWD, program, AtFlags::empty()).and_then(|stat| {
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                return Err(Errno::ACCESS);
-            }
-            accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS)
-        });
-        match result {
-            // A seccomp filter of the program's may refuse to look; execve will tell.
-            Ok(()) | Err(Errno::NOSYS | Errno::PERM) => return Ok(()),
-            Err(Errno::ACCESS) => found = Errno::ACCESS,
-            Err(_) => {}
-        }
-    }
-    Err(Failure::of(Call::Execve)(found))
-}
-
-/// Executes the program; waits a little while it is open for writing. A file that this process
-/// has just written may, for a moment, still be open in a process that another thread cloned.
-fn execute_when_written(plan: &Plan, program: &CStr) -> Errno {
-    let mut pause = rustix::thread::Timespec {
-        tv_sec: 0,
-        tv_nsec: 1_000_000,
-    };
-    loop {
-        let errno = sys::execve(program, &plan.args, &plan.env);
-        // A quarter of a second in all.
-        if errno != Errno::TXTBSY || pause.tv_nsec > 128_000_000 {
-            return errno;
-        }
-        // An interrupted sleep is a shorter one.
-        let _ = rustix::thread::nanosleep(&pause);
-        pause.tv_nsec *= 2;
-    }
-}
-
-fn execute(plan: &Plan) -> Errno {
-    // Everything is blocked since before the clone; the program starts with an empty mask.
-    if let Err(errno) = sys::set_signal_mask(0) {
-        return errno;
-    }
-    let mut denied = false;
-    let mut last = Errno::NOENT;
-    for program in &plan.programs {
-        last = execute_when_written(plan, program);
-        match last {
-            Errno::ACCESS => denied = true,
-            Errno::NOENT | Errno::NOTDIR | Errno::STALE | Errno::NODEV | Errno::TIMEDOUT => {}
-            errno => return errno,
-        }
-    }
-    if denied { Errno::ACCESS } else { last }
 }

@@ -96,6 +96,8 @@ calls! {
     Write = "write",
 }
 
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
 /// A system call of a step that failed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Failure {
