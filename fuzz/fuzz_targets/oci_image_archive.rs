@@ -13,6 +13,8 @@ static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
     std::env::temp_dir().join(format!("cofferdam-fuzz-archive-{}", std::process::id()))
 });
 
+fuzz::archives!();
+
 fuzz_target!(|data: &[u8]| {
     fs::write(&*PATH, data).expect("a file");
     let mut limits = Limits::default();

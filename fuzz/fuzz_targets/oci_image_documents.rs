@@ -9,7 +9,8 @@ use libfuzzer_sys::fuzz_target;
 use oci_image::{Digest, Platform, Source};
 
 static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
-    let path = std::env::temp_dir().join(format!("cofferdam-fuzz-documents-{}", std::process::id()));
+    let path =
+        std::env::temp_dir().join(format!("cofferdam-fuzz-documents-{}", std::process::id()));
     fs::create_dir_all(path.join("blobs/sha256")).expect("a directory");
     fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a file");
     path
@@ -31,7 +32,10 @@ fuzz_target!(|data: &[u8]| {
         if let Ok(source) = Source::open(&*PATH) {
             let _ = source.names();
             if let Ok(image) = source.image(None, &Platform::host()) {
-                assert_eq!(Digest::sha256(image.manifest().bytes()), *image.manifest().digest());
+                assert_eq!(
+                    Digest::sha256(image.manifest().bytes()),
+                    *image.manifest().digest()
+                );
                 let _ = image.process(&[]);
             }
         }

@@ -4,6 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 use oci_image::{Limits, TarReader};
 
+fuzz::archives!();
+
 fuzz_target!(|data: &[u8]| {
     let mut limits = Limits::default();
     limits.extension_bytes = 16 << 10;

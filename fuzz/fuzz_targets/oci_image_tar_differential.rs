@@ -7,6 +7,8 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../oci-image/tests/common/tar_crate.rs"]
 mod tar_crate;
 
+fuzz::archives!();
+
 fuzz_target!(|data: &[u8]| {
     assert_eq!(tar_crate::disagreement(data), None);
 });

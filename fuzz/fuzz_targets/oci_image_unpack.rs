@@ -15,6 +15,8 @@ static BASE: LazyLock<PathBuf> = LazyLock::new(|| {
     base
 });
 
+fuzz::archives!();
+
 fuzz_target!(|data: &[u8]| {
     use std::os::unix::fs::MetadataExt;
     let root = BASE.join("root");
