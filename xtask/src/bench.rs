@@ -3,6 +3,7 @@
 
 mod bundle;
 mod contender;
+mod machines;
 mod peers;
 mod plot;
 
@@ -30,18 +31,25 @@ pub(crate) struct Args {
     /// Run whole commands in turn with those of other projects and print the ratios
     #[arg(long)]
     peers: bool,
-    /// How many rounds of whole commands
-    #[arg(long, value_name = "N", default_value_t = 40, requires = "peers",
+    /// Boot a distribution's kernel in turn with cofferdam-vmm and with QEMU's microvm, in the lab
+    #[arg(long, conflicts_with = "peers")]
+    machines: bool,
+    /// How many rounds of whole commands [default: 40], or of machines [default: 7]
+    #[arg(long, value_name = "N",
         value_parser = clap::value_parser!(u32).range(3..=10_000))]
-    rounds: u32,
+    rounds: Option<u32>,
     /// Only the benches whose names contain this
-    #[arg(conflicts_with = "peers")]
+    #[arg(conflicts_with_all = ["peers", "machines", "rounds"])]
     filter: Option<String>,
 }
 
+pub(crate) use machines::run_inside;
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let result = if args.peers {
-        peers::run(args.rounds)
+        peers::run(args.rounds.unwrap_or(40))
+    } else if args.machines {
+        machines::run(args.rounds.unwrap_or(7))
     } else {
         criterion(args.filter.as_deref())
     };

@@ -35,6 +35,8 @@ enum Command {
     LabTests {
         limit: u64,
     },
+    #[command(hide = true)]
+    LabMachines,
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::LabAgent => lab::agent::run(),
+        Command::LabMachines => bench::run_inside(),
         Command::LabTests { limit } => test::run_inside(limit),
     };
     result.unwrap_or_else(|error| {

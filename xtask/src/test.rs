@@ -66,12 +66,7 @@ const TOOLS: &[Tool] = &[
     Tool::program("strace", "strace", "make system calls fail in tests"),
     Tool::program("tar", "tar", "compare archives with another tar in tests"),
     Tool::program("iasl", "acpica-tools", "read ACPI tables in tests"),
-    Tool {
-        name: "a kernel for clouds under /boot",
-        package: "linux-image-cloud-amd64",
-        why: "boot it as a guest in tests",
-        present: Some(has_cloud_kernel),
-    },
+    tools::CLOUD_KERNEL,
     Tool::program("xz", "xz-utils", "uncompress modules of kernels in tests"),
     Tool {
         name: "memtest86+ under /boot",
@@ -80,17 +75,6 @@ const TOOLS: &[Tool] = &[
         present: Some(|| Path::new("/boot/memtest86+x64.bin").exists()),
     },
 ];
-
-fn has_cloud_kernel() -> bool {
-    fs::read_dir("/boot").is_ok_and(|entries| {
-        entries.flatten().any(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .ends_with(b"-cloud-amd64")
-        })
-    })
-}
 
 /// Cases of each property in a quick run.
 const FEW_CASES: &str = "8";

@@ -49,6 +49,25 @@ impl Tool {
     }
 }
 
+/// A kernel for clouds, which is the smaller one to boot.
+pub(crate) const CLOUD_KERNEL: Tool = Tool {
+    name: "a kernel for clouds under /boot",
+    package: "linux-image-cloud-amd64",
+    why: "boot it as a guest",
+    present: Some(has_cloud_kernel),
+};
+
+fn has_cloud_kernel() -> bool {
+    fs::read_dir("/boot").is_ok_and(|entries| {
+        entries.flatten().any(|entry| {
+            entry
+                .file_name()
+                .as_encoded_bytes()
+                .ends_with(b"-cloud-amd64")
+        })
+    })
+}
+
 /// The path of a program, looked for in `PATH` and in the directories of system programs, which
 /// an ordinary user's `PATH` lacks.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {

@@ -163,7 +163,7 @@ pub(crate) struct GuestArgs {
         conflicts_with = "kernel"
     )]
     pub(crate) mode: Option<GuestMode>,
-    /// The file's format (default: elf for long, flat for the others)
+    /// The file's format (default: elf for long, flat for the others; multiboot has its own)
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,
     /// Make an initial RAM disk for this kernel (a file, or a Debian package that is installed)
@@ -188,6 +188,8 @@ pub(crate) enum GuestMode {
     Protected,
     /// 64-bit long mode
     Long,
+    /// A Multiboot kernel that counts for ever and prints the count: to be saved and restored
+    Multiboot,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -82,6 +82,8 @@ pub(crate) enum Error {
     Write { path: PathBuf, source: io::Error },
     #[error("an ELF file cannot start in real mode: use --format flat, or leave --format away")]
     NoRealElf,
+    #[error("a Multiboot kernel has a format of its own: leave --format away")]
+    NoFormat,
     #[error("cannot write the guest's output: {source}; is standard output closed or full?")]
     Output { source: io::Error },
     #[error("cannot measure this process: {path}: {source}; is /proc mounted?")]
@@ -124,6 +126,7 @@ impl Error {
             | Self::Write { .. }
             | Self::Output { .. } => 6,
             Self::NoRealElf
+            | Self::NoFormat
             | Self::CommandLine { .. }
             | Self::ReadMachine { .. }
             | Self::BadMachine { .. }

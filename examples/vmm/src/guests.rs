@@ -36,6 +36,8 @@ pub(crate) fn write(args: &GuestArgs) -> Result<(), Error> {
 
 fn build(mode: GuestMode, format: Option<Format>) -> Result<Vec<u8>, Error> {
     let (bits, origin, usual) = match mode {
+        GuestMode::Multiboot if format.is_some() => return Err(Error::NoFormat),
+        GuestMode::Multiboot => return Ok(counter()?),
         GuestMode::Real => (Bits::B16, REAL_ORIGIN, Format::Flat),
         GuestMode::Protected => (Bits::B32, ORIGIN, Format::Flat),
         GuestMode::Long => (Bits::B64, ORIGIN, Format::Elf),
@@ -149,6 +151,51 @@ fn hello(bits: Bits, origin: u64) -> Result<Vec<u8>, kvm_vcpu::Error> {
         a.place(label).text(text);
     }
     a.finish()
+}
+
+/// A Multiboot kernel that counts for ever: it prints the count in hexadecimal, one a line, and keeps
+/// it in many pages of memory, where it finds it each time; if not, it ends with status 3.
+fn counter() -> Result<Vec<u8>, kvm_vcpu::Error> {
+    const LOAD: u32 = 0x10_0000;
+    const MAGIC: u32 = 0x1bad_b002;
+    /// The header says where in memory it is to be loaded.
+    const FLAGS: u32 = 1 << 16;
+    const HEADER: u32 = 32;
+    const PAGES: u32 = 100;
+    const FIRST_PAGE: u32 = 0x20_0000;
+    let sum = 0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS);
+    let entry = LOAD + HEADER;
+    let mut image: Vec<u8> = [MAGIC, FLAGS, sum, LOAD, LOAD, 0, 0, entry]
+        .map(u32::to_le_bytes)
+        .concat();
+    let mut a = Asm::new(Bits::B32, entry.into());
+    let bad = a.label();
+    a.mov(Reg::Bx, 0);
+    let count = a.here();
+    a.mov(Reg::Cx, PAGES).mov(Reg::Di, FIRST_PAGE);
+    let page = a.here();
+    // cmp [edi], ebx
+    a.bytes(&[0x39, 0x1f]).jump_if(Cond::NotEqual, bad);
+    // inc dword [edi]
+    a.bytes(&[0xff, 0x07]).add(Reg::Di, 4096);
+    a.sub(Reg::Cx, 1).jump_if(Cond::NotEqual, page);
+    a.add(Reg::Bx, 1);
+    a.mov(Reg::Cx, 8).mov_reg(Reg::Si, Reg::Bx);
+    a.mov(Reg::Dx, SERIAL);
+    let digit = a.here();
+    let small = a.label();
+    // rol esi, 4
+    a.bytes(&[0xc1, 0xc6, 4]).mov_reg(Reg::Ax, Reg::Si);
+    a.and(Reg::Ax, 15).cmp(Reg::Ax, 10);
+    a.jump_if(Cond::Below, small);
+    a.add(Reg::Ax, u32::from(b'a' - b'0' - 10));
+    a.place(small).add(Reg::Ax, u32::from(b'0')).out_dx();
+    a.sub(Reg::Cx, 1).jump_if(Cond::NotEqual, digit);
+    a.mov(Reg::Ax, u32::from(b'\n')).out_dx();
+    a.jmp(count);
+    a.place(bad).mov(Reg::Ax, 1).out_imm(0xf4).hlt();
+    image.extend(a.finish()?);
+    Ok(image)
 }
 
 fn say(a: &mut Asm, texts: &mut Vec<(Label, &'static str)>, print: Label, text: &'static str) {

@@ -135,7 +135,7 @@ fn an_elf_file_in_real_mode() {
 #[ignore = "needs kvm"]
 fn an_initial_ram_disk_that_does_not_fit() {
     let dir = Scratch::new();
-    let kernel = dir.file("kernel", &busy());
+    let kernel = busy(&dir);
     let initrd = dir.file("initrd", &vec![0; 5 << 20]);
     let args = [
         "boot", "--kernel", &kernel, "--memory", "4", "--initrd", &initrd,
@@ -168,7 +168,7 @@ fn an_initial_ram_disk_that_does_not_fit() {
 #[ignore = "needs kvm"]
 fn a_command_line_that_is_too_long() {
     let dir = Scratch::new();
-    let kernel = dir.file("kernel", &busy());
+    let kernel = busy(&dir);
     let line = "x".repeat(70_000);
     let args = ["boot", "--kernel", &kernel, "--cmdline", &line];
     let ran = run(&args);
@@ -184,7 +184,7 @@ fn a_command_line_that_is_too_long() {
 #[ignore = "needs kvm"]
 fn a_disk_that_another_machine_has() {
     let dir = Scratch::new();
-    let kernel = dir.file("kernel", &busy());
+    let kernel = busy(&dir);
     let disk = dir.file("disk", &[0; 4096]);
     let mut machine = Running::start(
         &dir,
@@ -222,7 +222,7 @@ fn a_disk_that_another_machine_has() {
 #[ignore = "needs kvm"]
 fn what_the_host_does_not_have() {
     let dir = Scratch::new();
-    let kernel = dir.file("kernel", &busy());
+    let kernel = busy(&dir);
     for (option, value, status, says) in [
         (
             "--net",

@@ -18,11 +18,8 @@ fn stock_kernels_boot_and_keep_what_they_write() {
         ("-amd64", "4"),
     ] {
         let dir = Scratch::new();
-        let (kernel, disk) = (kernel(ending), dir.path("disk"));
+        let (kernel, disk) = (kernel(ending), disk(&dir));
         let initrd = initrd(&dir, &kernel);
-        File::create(&disk).unwrap().set_len(32 << 20).unwrap();
-        let made = Command::new("mkfs.ext4").args(["-q", "-F", &disk]).status();
-        assert!(made.unwrap().success());
         let with = format!("{disk},serial=a-serial");
         // The second time in the jail, and what was written the first time is there.
         for jail in [false, true] {
@@ -54,9 +51,20 @@ fn panic_and_restart_have_statuses_of_their_own() {
     }
 }
 
+/// The file of a disk with an empty filesystem.
+fn disk(dir: &Scratch) -> String {
+    let disk = dir.path("disk");
+    File::create(&disk).unwrap().set_len(32 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", &disk]).status();
+    assert!(made.unwrap().success());
+    disk
+}
+
+/// The counts of whole lines.
 fn ticks(out: &str) -> Vec<u64> {
-    let lines = out.lines().filter_map(|l| l.strip_prefix("tick "));
-    lines.filter_map(|n| n.trim().parse().ok()).collect()
+    let whole = out.split_inclusive('\n').filter(|l| l.ends_with('\n'));
+    let counts = whole.filter_map(|l| l.strip_prefix("tick "));
+    counts.filter_map(|n| n.trim().parse().ok()).collect()
 }
 
 #[test]
@@ -98,6 +106,46 @@ fn a_running_machine_is_saved_and_goes_on_twice() {
         let time = ran.out.lines().rev().find_map(|l| l.strip_prefix("time="));
         let time: u64 = time.expect("it tells the time").trim().parse().unwrap();
         assert!(time + 2 >= now.as_secs(), "{time} at {now:?}");
+    }
+}
+
+/// How often; a hundred times with `PROPTEST_CASES=100`.
+fn rounds() -> usize {
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    cases.and_then(|n| n.parse().ok()).unwrap_or(4)
+}
+
+#[test]
+#[ignore = "needs lab"]
+fn a_busy_machine_goes_on_after_every_snapshot() {
+    let dir = Scratch::new();
+    let kernel = kernel("-cloud-amd64");
+    let initrd = initrd(&dir, &kernel);
+    let (disk, store) = (disk(&dir), dir.path("store"));
+    fs::create_dir(&store).unwrap();
+    let saved = format!("{store}/saved");
+    let mut args = vec![
+        "boot", "--kernel", &kernel, "--initrd", &initrd, "--memory", "128", "--disk", &disk,
+    ];
+    args.extend(["--cmdline", "console=ttyS0 loglevel=1 test=load"]);
+    args.extend(["--log-changes", "--snapshots", &store]);
+    let mut machine = Running::start(&dir, "0", &args);
+    let mut said = String::new();
+    for round in 1..=rounds() {
+        machine.wait_for(|out| ticks(out).len() >= 2);
+        // The disk is to stay as it was.
+        assert_eq!(machine.ask("PUT /pause", "").0, 200);
+        machine.save("saved");
+        said += &machine.out();
+        machine.shut_down();
+        let args = ["restore", &saved, "--snapshots", &store];
+        machine = Running::start(&dir, &round.to_string(), &args);
+    }
+    machine.wait_for(|out| ticks(out).len() >= 2);
+    said += &machine.out();
+    assert!(!said.contains("damaged"), "{said}");
+    for pair in ticks(&said).windows(2) {
+        assert_eq!(pair[1], pair[0] + 1, "{said}");
     }
 }
 

@@ -21,7 +21,7 @@ fn boot<'a>(kernel: &'a str, store: &'a str) -> Vec<&'a str> {
 fn set_up(dir: &Scratch) -> (String, String) {
     let store = dir.path("store");
     std::fs::create_dir(&store).unwrap();
-    (dir.file("kernel", &busy()), store)
+    (busy(dir), store)
 }
 
 #[test]

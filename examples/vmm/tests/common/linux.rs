@@ -21,6 +21,20 @@ count)
     i=0
     while true; do i=$((i + 1)); echo "tick $i"; date +time=%s; sleep 0.2; done
     ;;
+load)
+    mount -t ext4 /dev/vda /mnt
+    dd if=/dev/urandom of=/mnt/busy bs=64k count=8 2>/dev/null
+    sum=$(md5sum < /mnt/busy)
+    i=0
+    while true; do
+        i=$((i + 1))
+        dd if=/mnt/busy of=/mnt/copy bs=64k conv=fsync 2>/dev/null
+        mv /mnt/copy /mnt/busy
+        echo 3 > /proc/sys/vm/drop_caches
+        [ "$(md5sum < /mnt/busy)" = "$sum" ] || echo "damaged"
+        echo "tick $i"
+    done
+    ;;
 devices)
     echo hello > /dev/hvc0
     printf 'ECHO' > /echo

@@ -9,7 +9,6 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kvm_vcpu::{Asm, Bits, Cond, Reg};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// What a run left behind.
@@ -178,48 +177,12 @@ impl Drop for Running {
     }
 }
 
-/// How many pages [`busy`] keeps.
-const PAGES: u32 = 100;
-
-/// A Multiboot guest that counts for ever: it prints the count in hexadecimal, one a line, and keeps it
-/// in many pages of memory, where it finds it each time; if not, it ends with status 3.
-pub(crate) fn busy() -> Vec<u8> {
-    const LOAD: u32 = 0x10_0000;
-    const FLAGS: u32 = 1 << 16;
-    const MAGIC: u32 = 0x1bad_b002;
-    let entry = LOAD + 32;
-    let sum = 0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS);
-    let mut image: Vec<u8> = [MAGIC, FLAGS, sum, LOAD, LOAD, 0, 0, entry]
-        .map(u32::to_le_bytes)
-        .concat();
-    let mut a = Asm::new(Bits::B32, entry.into());
-    let bad = a.label();
-    a.mov(Reg::Bx, 0);
-    let count = a.here();
-    a.mov(Reg::Cx, PAGES).mov(Reg::Di, 0x20_0000);
-    let page = a.here();
-    // cmp [edi], ebx
-    a.bytes(&[0x39, 0x1f]).jump_if(Cond::NotEqual, bad);
-    // inc dword [edi]
-    a.bytes(&[0xff, 0x07]).add(Reg::Di, 4096);
-    a.sub(Reg::Cx, 1).jump_if(Cond::NotEqual, page);
-    a.add(Reg::Bx, 1);
-    a.mov(Reg::Cx, 8).mov_reg(Reg::Si, Reg::Bx);
-    a.mov(Reg::Dx, 0x3f8);
-    let digit = a.here();
-    let small = a.label();
-    // rol esi, 4
-    a.bytes(&[0xc1, 0xc6, 4]).mov_reg(Reg::Ax, Reg::Si);
-    a.and(Reg::Ax, 15).cmp(Reg::Ax, 10);
-    a.jump_if(Cond::Below, small);
-    a.add(Reg::Ax, u32::from(b'a' - b'0' - 10));
-    a.place(small).add(Reg::Ax, u32::from(b'0')).out_dx();
-    a.sub(Reg::Cx, 1).jump_if(Cond::NotEqual, digit);
-    a.mov(Reg::Ax, u32::from(b'\n')).out_dx();
-    a.jmp(count);
-    a.place(bad).mov(Reg::Ax, 1).out_imm(0xf4).hlt();
-    image.extend(a.finish().unwrap());
-    image
+/// The file of a guest that counts for ever, and notices when its memory is not as it was.
+pub(crate) fn busy(dir: &Scratch) -> String {
+    let kernel = dir.path("kernel");
+    let made = run(&["guest", "multiboot", "--output", &kernel]);
+    assert_eq!((made.status, made.err.as_str()), (0, ""));
+    kernel
 }
 
 /// The whole lines that [`busy`] printed, which count on without a gap.

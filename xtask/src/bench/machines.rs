@@ -1,0 +1,220 @@
+//! `cargo xtask bench --machines`: a distribution's kernel under `cofferdam-vmm` and under QEMU's
+//! microvm, in turn, in the lab; and snapshots of a small guest on this machine's own KVM.
+
+mod guest;
+mod snapshots;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::contender::quantile;
+use crate::exec::{self, Interrupted};
+use crate::lab::{self, End, Lab};
+use crate::places;
+use crate::tools::{self, Tool};
+use guest::{Contender, Stage};
+
+const TOOLS: [Tool; 3] = [
+    Tool::program("qemu-system-x86_64", "qemu-system-x86", "be compared with"),
+    Tool::program("ip", "iproute2", "make a network in the lab"),
+    tools::CLOUD_KERNEL,
+];
+/// Compiling the program for a measurement takes minutes.
+const BUILD: Duration = Duration::from_mins(30);
+/// The stage's name in `/lab/out`.
+const STAGE: &str = "stage.json";
+
+/// One measured value.
+#[derive(Serialize, Deserialize)]
+struct Sample {
+    measure: String,
+    contender: Contender,
+    value: f64,
+}
+
+/// What came of one measure: the medians.
+#[derive(Serialize)]
+struct Row {
+    measure: String,
+    medians: BTreeMap<&'static str, f64>,
+}
+
+#[derive(Serialize)]
+struct Results {
+    rounds: u32,
+    machines: Vec<Row>,
+    snapshots: Vec<snapshots::Row>,
+}
+
+pub(crate) fn run(rounds: u32) -> Result<()> {
+    tools::require(&TOOLS)?;
+    exec::catch_signals();
+    let mut cargo = Command::new(places::cargo());
+    cargo
+        .args(["build", "--release", "--package", "vmm"])
+        .current_dir(places::workspace());
+    if !exec::run(cargo, BUILD, exec::aloud)?.success() {
+        bail!("the program does not build; cargo said why above");
+    }
+    let vmm = places::target().join("release/cofferdam-vmm");
+    let out = places::target().join("bench");
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let shared = tempfile::Builder::new()
+        .prefix("machines-")
+        .tempdir_in(&out)
+        .context("cannot make a temporary directory")?;
+
+    let snapshots = snapshots::measure(&vmm, rounds)?;
+    let stage = Stage::set(vmm, shared.path(), rounds)?;
+    let list = shared.path().join(STAGE);
+    fs::write(&list, serde_json::to_vec(&stage)?)
+        .with_context(|| format!("cannot write {}", list.display()))?;
+    let mut samples = Samples::default();
+    in_lab(shared.path(), &mut samples)?;
+
+    let results = Results {
+        rounds,
+        machines: rows(&samples.all),
+        snapshots,
+    };
+    print(&results);
+    let numbers = out.join("machines.json");
+    fs::write(&numbers, serde_json::to_string_pretty(&results)? + "\n")
+        .with_context(|| format!("cannot write {}", numbers.display()))?;
+    println!("\nwritten: {}", numbers.display());
+    Ok(())
+}
+
+fn in_lab(shared: &Path, samples: &mut Samples) -> Result<()> {
+    let lab = Lab {
+        systemd: false,
+        memory: 3072,
+        cpus: lab::CPUS,
+        timeout: None,
+        kernel: None,
+        out: shared.to_path_buf(),
+        env: Vec::new(),
+        terminal: false,
+        input: None,
+        command: vec!["/run/lab/agent".into(), "lab-machines".into()],
+    };
+    match lab.run(samples, &mut io::stderr())? {
+        End::Status(0) => Ok(()),
+        End::Status(status) => bail!("the lab's run ended with status {status}"),
+        End::TimedOut(_) => bail!("the lab took too long"),
+        End::Signal(_) => Err(Interrupted.into()),
+    }
+}
+
+/// The lab's side.
+pub(crate) fn run_inside() -> Result<ExitCode> {
+    let list = Path::new("/lab/out").join(STAGE);
+    let bytes = fs::read(&list).with_context(|| format!("cannot read {}", list.display()))?;
+    let stage: Stage = serde_json::from_slice(&bytes)?;
+    stage.perform(|sample| {
+        let mut line = serde_json::to_vec(&sample)?;
+        line.push(b'\n');
+        Ok(io::stdout().write_all(&line)?)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes the lab's output apart.
+#[derive(Default)]
+struct Samples {
+    all: Vec<Sample>,
+    line: Vec<u8>,
+}
+
+impl Write for Samples {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.line.extend_from_slice(bytes);
+        while let Some(end) = self.line.iter().position(|&b| b == b'\n') {
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            self.all.push(serde_json::from_slice(&line)?);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn rows(samples: &[Sample]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for sample in samples {
+        if rows.iter().any(|r| r.measure == sample.measure) {
+            continue;
+        }
+        let of = |contender: Contender| {
+            let same = |s: &&Sample| s.measure == sample.measure && s.contender == contender;
+            let values = samples.iter().filter(same).map(|s| s.value);
+            median(values.collect()).map(|m| (contender.name(), m))
+        };
+        rows.push(Row {
+            measure: sample.measure.clone(),
+            medians: Contender::ALL.into_iter().filter_map(of).collect(),
+        });
+    }
+    rows
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    (!values.is_empty()).then(|| quantile(&values, 50))
+}
+
+fn print(results: &Results) {
+    println!("Medians of {} rounds in the lab:\n", results.rounds);
+    print!("{:<34}", "");
+    for contender in Contender::ALL {
+        print!(" {:>16}", contender.name());
+    }
+    println!(" {:>8}", "ratio");
+    for row in &results.machines {
+        print!("{:<34}", row.measure);
+        for contender in Contender::ALL {
+            match row.medians.get(contender.name()) {
+                Some(value) => print!(" {value:>16.2}"),
+                None => print!(" {:>16}", ""),
+            }
+        }
+        let of = |c: Contender| row.medians.get(c.name());
+        match of(Contender::Qemu).zip(of(Contender::Ours)) {
+            Some((theirs, ours)) => println!(" {:>8.2}", theirs / ours),
+            None => println!(),
+        }
+    }
+    println!(
+        "\nThe ratio is {} to {}.",
+        Contender::Qemu.name(),
+        Contender::Ours.name()
+    );
+    println!("\nSnapshots of a guest that counts, on this machine's KVM:\n");
+    snapshots::print(&results.snapshots);
+}
+
+/// The newest kernel for clouds.
+fn cloud_kernel() -> Result<PathBuf> {
+    let kernels = fs::read_dir("/boot").context("cannot read /boot")?;
+    let mut kernels: Vec<PathBuf> = kernels
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("vmlinuz-") && name.ends_with("-cloud-amd64")
+        })
+        .collect();
+    kernels.sort();
+    kernels
+        .pop()
+        .context("there is no kernel for clouds in /boot")
+}

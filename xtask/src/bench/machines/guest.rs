@@ -1,0 +1,400 @@
+//! Linux as a guest: how it is started by each contender, and what it does.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::Sample;
+use crate::exec;
+
+const MEMORY_MIB: u64 = 256;
+/// What the guest says first.
+const UP: &str = "init-up";
+/// How much goes through the disk and through the network, and how many round trips there are.
+const MIB: u32 = 64;
+const ROUND_TRIPS: u32 = 500;
+const HOST: &str = "192.168.78.1";
+const TAP: &str = "cofferbench0";
+/// No run takes so long.
+const LIMIT: Duration = Duration::from_mins(3);
+
+/// The guest's first program: what it does is in its command line, after `test=`.
+const INIT: &str = r#"#!/bin/busybox sh
+echo init-up
+copy() {
+    what=$1
+    shift
+    set -- $(dd "$@" 2>&1 | tail -n 1)
+    while [ $# -gt 1 ] && [ "$2" != "seconds," ]; do shift; done
+    echo "$what=$1"
+}
+case $(sed 's/.*test=\([a-z]*\).*/\1/' /proc/cmdline) in
+disk)
+    copy write if=/dev/zero of=/dev/vda bs=1M count=MIB oflag=direct conv=fsync
+    copy read if=/dev/vda of=/dev/null bs=1M count=MIB iflag=direct
+    copy trips if=/dev/vda of=/dev/null bs=4k count=TRIPS iflag=direct
+    ;;
+net)
+    ip addr add 192.168.78.2/24 dev eth0
+    ip link set eth0 up
+    nc HOST 5000 > /dev/null
+    dd if=/dev/zero bs=1M count=MIB 2>/dev/null | nc HOST 5001
+    mkfifo /trips
+    nc HOST 5002 < /trips | cat > /trips
+    ;;
+esac
+poweroff -f
+"#;
+
+/// One of those that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Contender {
+    Ours,
+    /// As root runs it without being told otherwise.
+    Jailed,
+    Qemu,
+}
+
+impl Contender {
+    pub(super) const ALL: [Contender; 3] = [Contender::Ours, Contender::Jailed, Contender::Qemu];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Contender::Ours => "cofferdam-vmm",
+            Contender::Jailed => "… jailed",
+            Contender::Qemu => "qemu microvm",
+        }
+    }
+}
+
+/// What the guest is to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Boot,
+    Disk,
+    Net,
+}
+
+impl Work {
+    const ALL: [Work; 3] = [Work::Boot, Work::Disk, Work::Net];
+
+    fn name(self) -> &'static str {
+        match self {
+            Work::Boot => "boot",
+            Work::Disk => "disk",
+            Work::Net => "net",
+        }
+    }
+}
+
+/// The files that the machines are made of.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Stage {
+    vmm: PathBuf,
+    kernel: PathBuf,
+    initrd: PathBuf,
+    rounds: u32,
+}
+
+impl Stage {
+    pub(super) fn set(vmm: PathBuf, shared: &Path, rounds: u32) -> Result<Stage> {
+        let kernel = super::cloud_kernel()?;
+        let (init, initrd) = (shared.join("init"), shared.join("initrd"));
+        let script = INIT
+            .replace("MIB", &MIB.to_string())
+            .replace("TRIPS", &ROUND_TRIPS.to_string())
+            .replace("HOST", HOST);
+        fs::write(&init, script).with_context(|| format!("cannot write {}", init.display()))?;
+        let mut command = Command::new(&vmm);
+        command.arg("guest").arg("--kernel").arg(&kernel);
+        command
+            .arg("--init")
+            .arg(&init)
+            .arg("--output")
+            .arg(&initrd);
+        let ran = exec::run(command, LIMIT, exec::aloud)?;
+        ensure!(
+            ran.success(),
+            "there is no initial RAM disk: {}",
+            ran.output
+        );
+        Ok(Stage {
+            vmm,
+            kernel,
+            initrd,
+            rounds,
+        })
+    }
+
+    /// Runs everybody's machines in turn.
+    pub(super) fn perform(&self, mut tell: impl FnMut(Sample) -> Result<()>) -> Result<()> {
+        let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
+        if !Path::new("/dev/net/tun").exists() {
+            done("modprobe", &["tun"])?;
+        }
+        done("ip", &["tuntap", "add", TAP, "mode", "tap"])?;
+        done("ip", &["addr", "add", &format!("{HOST}/24"), "dev", TAP])?;
+        done("ip", &["link", "set", TAP, "up"])?;
+        let disk = scratch.path().join("disk");
+        File::create(&disk)?.set_len(u64::from(MIB) << 20)?;
+        for round in 0..self.rounds {
+            eprintln!("round {} of {}", round + 1, self.rounds);
+            for work in Work::ALL {
+                let count = Contender::ALL.len();
+                for turn in 0..count {
+                    let contender = Contender::ALL[(turn + round as usize) % count];
+                    // The jail's cost is in the start.
+                    if contender == Contender::Jailed && work != Work::Boot {
+                        continue;
+                    }
+                    let run = Run {
+                        stage: self,
+                        contender,
+                        work,
+                        disk: &disk,
+                        stats: scratch.path().join("stats"),
+                    };
+                    let measured = run
+                        .perform()
+                        .with_context(|| format!("{} failed", contender.name()))?;
+                    for (measure, value) in measured {
+                        tell(Sample {
+                            measure: measure.to_owned(),
+                            contender,
+                            value,
+                        })?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn done(program: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let ran = exec::run(command, LIMIT, exec::quiet)?;
+    ensure!(ran.success(), "{program}: {}", ran.output);
+    Ok(())
+}
+
+/// One machine.
+struct Run<'a> {
+    stage: &'a Stage,
+    contender: Contender,
+    work: Work,
+    disk: &'a Path,
+    stats: PathBuf,
+}
+
+impl Run<'_> {
+    fn command(&self) -> Command {
+        let line = format!("console=ttyS0 quiet panic=-1 test={}", self.work.name());
+        let memory = MEMORY_MIB.to_string();
+        let disk = self.disk.display();
+        let mut command;
+        if self.contender == Contender::Qemu {
+            command = Command::new("qemu-system-x86_64");
+            command.args(["-M", "microvm", "-accel", "kvm", "-cpu", "host"]);
+            command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+            command.args(["-no-reboot", "-serial", "stdio", "-m", &memory]);
+            // Virtio as it is since version 1, which is not the default here.
+            command.args(["-global", "virtio-mmio.force-legacy=false"]);
+            command.arg("-kernel").arg(&self.stage.kernel);
+            command.arg("-initrd").arg(&self.stage.initrd);
+            command.args(["-append", &line]);
+            match self.work {
+                Work::Boot => {}
+                Work::Disk => {
+                    let drive = format!("id=d,if=none,format=raw,file={disk}");
+                    command.args(["-drive", &drive, "-device", "virtio-blk-device,drive=d"]);
+                }
+                Work::Net => {
+                    let net = format!("tap,id=n,ifname={TAP},script=no,downscript=no");
+                    command.args(["-netdev", &net, "-device", "virtio-net-device,netdev=n"]);
+                }
+            }
+        } else {
+            command = Command::new(&self.stage.vmm);
+            command.args(["boot", "--memory", &memory, "--cmdline", &line]);
+            command.arg("--kernel").arg(&self.stage.kernel);
+            command.arg("--initrd").arg(&self.stage.initrd);
+            command.arg("--stats").arg(&self.stats);
+            if self.contender == Contender::Ours {
+                command.arg("--no-jail");
+            }
+            match self.work {
+                Work::Boot => {}
+                Work::Disk => {
+                    command.arg("--disk").arg(self.disk);
+                }
+                Work::Net => {
+                    command.args(["--net", &format!("tap={TAP}")]);
+                }
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+
+    fn perform(&self) -> Result<Vec<(&'static str, f64)>> {
+        let network = (self.work == Work::Net)
+            .then(|| thread_of_network().context("cannot listen"))
+            .transpose()?;
+        let start = Instant::now();
+        let mut child = self.command().spawn().context("cannot start it")?;
+        let mut lines = BufReader::new(child.stdout.take().context("it has no output")?).lines();
+        let mut measured = Vec::new();
+        let mut said = String::new();
+        let mut values = BTreeMap::new();
+        while let Some(line) = lines.next().transpose()? {
+            if line.trim() == UP && self.work == Work::Boot {
+                measured.push(("boot to init, ms", start.elapsed().as_secs_f64() * 1e3));
+                // In the jail it is another process.
+                if self.contender != Contender::Jailed {
+                    measured.push(("CPU time until init, ms", cpu_time(&child)? * 1e3));
+                    measured.push(("memory beyond the guest's, MiB", beyond_guest(&child)?));
+                }
+            }
+            if let Some((name, value)) = line.trim().split_once('=') {
+                values.insert(name.to_owned(), value.parse::<f64>().unwrap_or(f64::NAN));
+            }
+            said = said + &line + "\n";
+        }
+        let status = child.wait()?;
+        ensure!(
+            status.success(),
+            "it ended with {status}, having said: {said}"
+        );
+        let value = |name: &str| {
+            let value = values.get(name).copied();
+            value.with_context(|| format!("it did not tell {name}, but: {said}"))
+        };
+        let (mib, trips) = (f64::from(MIB), f64::from(ROUND_TRIPS));
+        match self.work {
+            Work::Boot => {
+                ensure!(!measured.is_empty(), "it did not come up: {said}");
+                if self.contender == Contender::Ours {
+                    measured.extend(self.own()?);
+                }
+            }
+            Work::Disk => {
+                measured.push(("disk: written, MiB/s", mib / value("write")?));
+                measured.push(("disk: read, MiB/s", mib / value("read")?));
+                measured.push(("disk: 4 KiB read, µs", value("trips")? / trips * 1e6));
+            }
+            Work::Net => {
+                let Some(network) = network else {
+                    bail!("there is no network");
+                };
+                let Ok(times) = network.join() else {
+                    bail!("the network's thread is gone");
+                };
+                let [to, from, through] = times?.map(|t| t.as_secs_f64());
+                measured.push(("network: to the guest, MiB/s", mib / to));
+                measured.push(("network: from the guest, MiB/s", mib / from));
+                measured.push(("network: round trip, µs", through / trips * 1e6));
+            }
+        }
+        Ok(measured)
+    }
+
+    /// What only our own program tells of itself.
+    fn own(&self) -> Result<Vec<(&'static str, f64)>> {
+        #[derive(Deserialize)]
+        struct Stats {
+            process_start_to_first_run_us: f64,
+            exits_total: f64,
+        }
+        let text = fs::read(&self.stats).context("it wrote no statistics")?;
+        let stats: Stats = serde_json::from_slice(&text)?;
+        let first_run = stats.process_start_to_first_run_us / 1e3;
+        Ok(vec![
+            ("start to first instruction, ms", first_run),
+            ("exits, start to power-off", stats.exits_total),
+        ])
+    }
+}
+
+type Network = thread::JoinHandle<std::io::Result<[Duration; 3]>>;
+
+/// Sends to the guest, receives from it, and passes single bytes to and fro; tells how long each
+/// took.
+fn thread_of_network() -> std::io::Result<Network> {
+    let listen = |port: u16| TcpListener::bind((HOST, port));
+    let (to, from, trips) = (listen(5000)?, listen(5001)?, listen(5002)?);
+    let accept = |listener: &TcpListener| -> std::io::Result<TcpStream> {
+        let (stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    };
+    Ok(thread::spawn(move || {
+        let mebibyte = vec![0; 1 << 20];
+        let mut stream = accept(&to)?;
+        let start = Instant::now();
+        for _ in 0..MIB {
+            stream.write_all(&mebibyte)?;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        while stream.read(&mut [0; 16])? > 0 {}
+        let sent = start.elapsed();
+
+        let mut stream = accept(&from)?;
+        let start = Instant::now();
+        let mut buffer = mebibyte;
+        while stream.read(&mut buffer)? > 0 {}
+        let received = start.elapsed();
+
+        let mut stream = accept(&trips)?;
+        let start = Instant::now();
+        for _ in 0..ROUND_TRIPS {
+            stream.write_all(&[1])?;
+            stream.read_exact(&mut [0])?;
+        }
+        Ok([sent, received, start.elapsed()])
+    }))
+}
+
+/// Seconds of CPU time, user and system; see proc_pid_stat(5).
+fn cpu_time(child: &Child) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
+    let rest = stat.rsplit_once(')').context("no such process")?.1;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok());
+    let [user, system] = [11, 12].map(ticks);
+    // The kernel's unit for user space has been a hundredth of a second for ever.
+    Ok((user.context("no user time")? + system.context("no system time")?) / 100.0)
+}
+
+/// Memory in MiB that the process holds beside the guest's, which is its largest mapping.
+fn beyond_guest(child: &Child) -> Result<f64> {
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", child.id()))?;
+    let kib = |line: &str, key: &str| -> Option<f64> {
+        let value = line.strip_prefix(key)?.trim().strip_suffix("kB")?;
+        value.trim().parse().ok()
+    };
+    let (mut total, mut size, mut largest, mut guest) = (0.0, 0.0, 0.0, 0.0);
+    for line in maps.lines() {
+        if let Some(value) = kib(line, "Size:") {
+            size = value;
+        }
+        if let Some(value) = kib(line, "Rss:") {
+            total += value;
+            if size > largest {
+                (largest, guest) = (size, value);
+            }
+        }
+    }
+    Ok((total - guest) / 1024.0)
+}
