@@ -4,9 +4,14 @@ use crate::{Debugging, Exit, Kvm, Mode, PageTables, Region, Result, Watch};
 
 /// Which ways of stopping a guest a host's KVM really has: [`Kvm::effective_debugging`].
 ///
-/// The kernel accepts them all. A KVM that emulates the guest's instructions looks for breakpoints and
-/// not at what they access; one on a CPU in software (QEMU's TCG) has debug registers that stop
-/// nothing, and an `int3` that only the guest sees.
+/// The kernel accepts them all, whatever comes of it:
+///
+/// - On hardware virtualization (VMX or SVM of a real CPU) all have an effect.
+/// - A KVM that emulates the guest's instructions has breakpoints and no watchpoints: the kernel's
+///   emulator compares the debug registers with where an instruction is, and not with what it accesses.
+/// - KVM nested in QEMU's software CPU (TCG) has breakpoints and watchpoints from QEMU 9.1 on. Before,
+///   `vmrun` loads `dr7` without arming what it says. An `int3` is not intercepted by any version: only
+///   the guest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 // Each is a fact of its own.
@@ -70,6 +75,6 @@ impl Kvm {
 static KNOWN: OnceLock<EffectiveDebugging> = OnceLock::new();
 
 /// What was found out, if it was.
-pub(crate) fn known() -> Option<EffectiveDebugging> {
+fn known() -> Option<EffectiveDebugging> {
     KNOWN.get().copied()
 }

@@ -80,6 +80,12 @@ pub enum Error {
         /// The number that was asked for.
         id: u32,
     },
+    /// A vCPU that is not of the machine that it was given with.
+    #[error("vCPU {id} belongs to another machine: give vCPUs of one machine together")]
+    OtherMachine {
+        /// The vCPU.
+        id: u32,
+    },
     /// A region of memory that the kernel cannot map.
     #[error("guest memory at {start:#x} of {len:#x} bytes: {problem}")]
     Region {
@@ -117,6 +123,16 @@ pub enum Error {
         len: usize,
         /// The regions that there are.
         regions: RegionList,
+    },
+    /// An atomic access that is not aligned.
+    #[error(
+        "cannot access {size} bytes at {address:#x} at once: use an address that is a multiple of {size}"
+    )]
+    Misaligned {
+        /// The guest-physical address.
+        address: u64,
+        /// How many bytes.
+        size: usize,
     },
     /// A region keeps no log of the pages that the guest writes.
     #[error(

@@ -125,6 +125,9 @@ pub enum Exit {
         /// Flags (`KVM_NOTIFY_CONTEXT_INVALID`).
         flags: u32,
     },
+    /// A vCPU of an encrypted guest (SEV-ES) waits for another to start it.
+    #[doc(alias = "KVM_EXIT_AP_RESET_HOLD")]
+    ApResetHold,
     /// An NMI of the host.
     #[doc(alias = "KVM_EXIT_NMI")]
     Nmi,

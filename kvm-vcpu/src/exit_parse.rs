@@ -1,24 +1,25 @@
 use kvm_bindings as k;
 
 use crate::reply::{Data, MMIO_DATA, MSR_DATA};
-use crate::sys::EXIT_UNION;
+use crate::sys::{EXIT_UNION, RunPage};
 use crate::{
     EmulationFailure, Exit, Hypercall, InternalError, MmioRead, MmioWrite, MsrRead, MsrReason,
     MsrWrite, PortIn, PortOut, SystemEvent,
 };
 
-/// The payload of an exit, read field by field.
-struct Payload<'a>(&'a [u8; EXIT_UNION]);
+/// The payload of an exit, of which only the fields that are asked for are read.
+struct Payload<'a>(&'a RunPage);
 
 impl Payload<'_> {
-    fn u8(&self, at: usize) -> u8 {
-        self.0[at]
-    }
-
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut out = [0; N];
-        out.copy_from_slice(&self.0[at..at + N]);
+        // Past the end there is nothing, and every field ends before.
+        self.0.read_payload(at, &mut out);
         out
+    }
+
+    fn u8(&self, at: usize) -> u8 {
+        self.bytes::<1>(at)[0]
     }
 
     fn u16(&self, at: usize) -> u16 {
@@ -39,18 +40,16 @@ impl Payload<'_> {
             .map(|i| self.u64(at + 8 * i))
             .collect()
     }
+
+    fn whole(&self) -> Box<[u8; EXIT_UNION]> {
+        Box::new(self.bytes(0))
+    }
 }
 
 /// Makes an exit of what the kernel left in the run pages.
-///
-/// `read_page` copies bytes out of the pages at an offset, for port data.
-pub(crate) fn parse(
-    reason: u32,
-    payload: &[u8; EXIT_UNION],
-    token: u64,
-    read_page: impl FnOnce(usize, &mut [u8]) -> bool,
-) -> Exit {
-    let p = Payload(payload);
+pub(crate) fn parse(page: &RunPage, token: u64) -> Exit {
+    let p = Payload(page);
+    let reason = page.exit_reason();
     match reason {
         k::KVM_EXIT_IO => {
             let (direction, size, port, count) = (p.u8(0), p.u8(1), p.u16(2), p.u32(4));
@@ -67,12 +66,12 @@ pub(crate) fn parse(
             let len = usize::from(size).saturating_mul(count as usize);
             let mut few = [0; 8];
             let data = if len <= few.len() {
-                read_page(offset, &mut few[..len]);
+                page.read(offset, &mut few[..len]);
                 Data::new(&few[..len])
             } else {
                 // The kernel batches at most one page of data; never allocate for more.
                 let mut many = vec![0; len.min(crate::PAGE_SIZE as usize)];
-                read_page(offset, &mut many);
+                page.read(offset, &mut many);
                 Data::Many(many.into())
             };
             Exit::PortOut(PortOut { port, size, data })
@@ -158,17 +157,18 @@ pub(crate) fn parse(
         k::KVM_EXIT_DIRTY_RING_FULL => Exit::DirtyRingFull,
         k::KVM_EXIT_X86_BUS_LOCK => Exit::BusLock,
         k::KVM_EXIT_NOTIFY => Exit::Notify { flags: p.u32(0) },
+        k::KVM_EXIT_AP_RESET_HOLD => Exit::ApResetHold,
         k::KVM_EXIT_NMI => Exit::Nmi,
         k::KVM_EXIT_UNKNOWN => Exit::Unknown {
             hardware_reason: p.u64(0),
         },
         k::KVM_EXIT_HYPERV | k::KVM_EXIT_XEN => Exit::Enlightenment {
             reason,
-            payload: Box::new(*payload),
+            payload: p.whole(),
         },
         _ => Exit::Other {
             reason,
-            payload: Box::new(*payload),
+            payload: p.whole(),
         },
     }
 }
@@ -212,5 +212,199 @@ fn internal_error(p: &Payload<'_>) -> InternalError {
             suberror,
             data: data(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvm_bindings::kvm_run__bindgen_ty_1 as Union;
+
+    /// An exit with values at offsets, which are the kernel's own (its headers, through bindgen).
+    fn exit(reason: u32, values: &[(usize, u64, usize)]) -> Exit {
+        let mut page = RunPage::without_vcpu().unwrap();
+        let at = std::mem::offset_of!(kvm_bindings::kvm_run, exit_reason);
+        page.write(at, &reason.to_le_bytes());
+        for (at, value, len) in values {
+            assert!(page.write_payload(*at, &value.to_le_bytes()[..*len]));
+        }
+        parse(&page, 7)
+    }
+
+    macro_rules! at {
+        ($($field:tt)*) => { std::mem::offset_of!(Union, $($field)*) };
+    }
+
+    #[test]
+    fn payloads_are_read_where_the_kernel_puts_them() {
+        let e = exit(
+            k::KVM_EXIT_UNKNOWN,
+            &[(at!(hw.hardware_exit_reason), 0x7b, 8)],
+        );
+        assert_eq!(
+            e,
+            Exit::Unknown {
+                hardware_reason: 0x7b
+            }
+        );
+        let (vector, code) = (at!(ex.exception), at!(ex.error_code));
+        let e = exit(k::KVM_EXIT_EXCEPTION, &[(vector, 14, 4), (code, 6, 4)]);
+        assert_eq!(
+            e,
+            Exit::Exception {
+                vector: 14,
+                error_code: 6
+            }
+        );
+        let (reason, cpu) = (
+            at!(fail_entry.hardware_entry_failure_reason),
+            at!(fail_entry.cpu),
+        );
+        let e = exit(k::KVM_EXIT_FAIL_ENTRY, &[(reason, 1 << 40, 8), (cpu, 3, 4)]);
+        assert_eq!(
+            e,
+            Exit::FailEntry {
+                reason: 1 << 40,
+                cpu: 3
+            }
+        );
+        let values = [
+            (at!(debug.arch.exception), 1, 4),
+            (at!(debug.arch.pc), 0x1234, 8),
+            (at!(debug.arch.dr6), 0x4ff0, 8),
+            (at!(debug.arch.dr7), 0x400, 8),
+        ];
+        let (pc, dr6, dr7) = (0x1234, 0x4ff0, 0x400);
+        let e = exit(k::KVM_EXIT_DEBUG, &values);
+        assert_eq!(
+            e,
+            Exit::Debug {
+                exception: 1,
+                pc,
+                dr6,
+                dr7
+            }
+        );
+        let (rip, is_write) = (at!(tpr_access.rip), at!(tpr_access.is_write));
+        let e = exit(k::KVM_EXIT_TPR_ACCESS, &[(rip, 0x99, 8), (is_write, 1, 4)]);
+        assert_eq!(
+            e,
+            Exit::TprAccess {
+                rip: 0x99,
+                is_write: true
+            }
+        );
+        let e = exit(k::KVM_EXIT_IOAPIC_EOI, &[(at!(eoi.vector), 0x31, 1)]);
+        assert_eq!(e, Exit::IoapicEoi { vector: 0x31 });
+        let e = exit(k::KVM_EXIT_NOTIFY, &[(at!(notify.flags), 1, 4)]);
+        assert_eq!(e, Exit::Notify { flags: 1 });
+        let values = [
+            (at!(memory_fault.flags), 8, 8),
+            (at!(memory_fault.gpa), 0x5000, 8),
+            (at!(memory_fault.size), 0x1000, 8),
+        ];
+        let (flags, address, size) = (8, 0x5000, 0x1000);
+        let e = exit(k::KVM_EXIT_MEMORY_FAULT, &values);
+        assert_eq!(
+            e,
+            Exit::MemoryFault {
+                flags,
+                address,
+                size
+            }
+        );
+        let values = [
+            (at!(system_event.type_), 2, 4),
+            (at!(system_event.ndata), 1, 4),
+            (at!(system_event.__bindgen_anon_1.data), 5, 8),
+        ];
+        let e = exit(k::KVM_EXIT_SYSTEM_EVENT, &values);
+        assert_eq!(
+            e,
+            Exit::SystemEvent(SystemEvent {
+                kind: 2,
+                data: vec![5]
+            })
+        );
+        let values = [(at!(hypercall.nr), 12, 8), (at!(hypercall.args), 34, 8)];
+        match exit(k::KVM_EXIT_HYPERCALL, &values) {
+            Exit::Hypercall(call) => assert_eq!((call.number, call.args[0]), (12, 34)),
+            other => panic!("{other:?}"),
+        }
+        for (reason, expected) in [
+            (k::KVM_EXIT_INTR, Exit::Interrupted),
+            (k::KVM_EXIT_IRQ_WINDOW_OPEN, Exit::InterruptWindow),
+            (k::KVM_EXIT_SET_TPR, Exit::SetTpr),
+            (k::KVM_EXIT_DIRTY_RING_FULL, Exit::DirtyRingFull),
+            (k::KVM_EXIT_X86_BUS_LOCK, Exit::BusLock),
+            (k::KVM_EXIT_AP_RESET_HOLD, Exit::ApResetHold),
+            (k::KVM_EXIT_NMI, Exit::Nmi),
+        ] {
+            assert_eq!(exit(reason, &[]), expected);
+        }
+        match exit(9999, &[(0, 0xab, 1)]) {
+            Exit::Other { reason, payload } => assert_eq!((reason, payload[0]), (9999, 0xab)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn internal_errors_are_told_apart() {
+        let internal = |suberror: u32, count, data| {
+            let values = [
+                (at!(internal.suberror), suberror.into(), 4),
+                (at!(internal.ndata), count, 4),
+                (at!(internal.data), data, 8),
+                (
+                    at!(emulation_failure
+                        .__bindgen_anon_1
+                        .__bindgen_anon_1
+                        .insn_size),
+                    2,
+                    1,
+                ),
+                (
+                    at!(emulation_failure
+                        .__bindgen_anon_1
+                        .__bindgen_anon_1
+                        .insn_bytes),
+                    0x0b0f,
+                    2,
+                ),
+            ];
+            match exit(k::KVM_EXIT_INTERNAL_ERROR, &values) {
+                Exit::InternalError(error) => error,
+                other => panic!("{other:?}"),
+            }
+        };
+        let instruction =
+            |count, flags| match internal(k::KVM_INTERNAL_ERROR_EMULATION, count, flags) {
+                InternalError::Emulation(failure) => failure.instruction().to_vec(),
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(instruction(3, 1), [0x0f, 0x0b]);
+        // Bytes that the kernel does not say are there.
+        assert!(instruction(0, 1).is_empty());
+        assert!(instruction(3, 0).is_empty());
+        let data = vec![9];
+        assert_eq!(
+            internal(k::KVM_INTERNAL_ERROR_DELIVERY_EV, 1, 9),
+            InternalError::Delivery { data: data.clone() }
+        );
+        assert_eq!(
+            internal(k::KVM_INTERNAL_ERROR_SIMUL_EX, 1, 9),
+            InternalError::SimultaneousExceptions { data: data.clone() }
+        );
+        assert_eq!(
+            internal(k::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, 1, 9),
+            InternalError::UnexpectedExit { data: data.clone() }
+        );
+        let other = internal(77, 1, 9);
+        assert_eq!(other, InternalError::Other { suberror: 77, data });
+        // More words than there is room for.
+        match internal(77, u32::MAX.into(), 9) {
+            InternalError::Other { data, .. } => assert_eq!(data.len(), 16),
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -1,25 +1,19 @@
 use std::collections::BTreeMap;
 use std::io;
+use std::iter;
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use gdbstub::common::Signal;
+use gdbstub::common::{Signal, Tid};
 use gdbstub::conn::ConnectionExt;
 use gdbstub::stub::run_blocking::{BlockingEventLoop, Event, WaitForStopReasonError};
-use gdbstub::stub::{DisconnectReason, GdbStub, SingleThreadStopReason};
-use gdbstub::target::ext::base::BaseOps;
-use gdbstub::target::ext::base::singlethread::{
-    SingleThreadBase, SingleThreadResume, SingleThreadResumeOps, SingleThreadSingleStep,
-    SingleThreadSingleStepOps,
-};
-use gdbstub::target::ext::breakpoints as ext;
+use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
 use gdbstub::target::ext::breakpoints::WatchKind;
-use gdbstub::target::{Target, TargetError, TargetResult};
-use gdbstub_arch::x86::X86_64_SSE;
-use gdbstub_arch::x86::reg::X86_64CoreRegs;
 
-use crate::{Breakpoints, Debugging, Error, Exit, InternalError, Result, Vcpu, Watch};
+use crate::{Breakpoints, Debugging, EffectiveDebugging, Error, Exit, Result, Vcpu, Watch};
 
 /// How a session with gdb ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,26 +28,55 @@ pub enum GdbEnd<T> {
 
 /// How long the guest runs before gdb is listened to again.
 const SLICE: Duration = Duration::from_millis(10);
-/// Bit 14 of `dr6`: a single step.
-const STEP: u64 = 1 << 14;
+/// How long a vCPU runs before it is another one's turn.
+const TURN: Duration = Duration::from_millis(1);
 
 impl Vcpu {
     /// Lets gdb debug the guest over a connection (`TcpStream` or `UnixStream`), which it makes with
     /// `target remote`: registers, memory by virtual address, steps, breakpoints in software and
-    /// hardware, watchpoints. Other exits go to `handle_exit`. A guest that shuts down stops with
-    /// `SIGSEGV` first.
+    /// hardware, watchpoints. Each vCPU, this one and `others`, is a thread to gdb, whose number is the
+    /// vCPU's and one. Exits that are none of gdb's go to `handle_exit`. A vCPU that shuts down stops
+    /// with `SIGSEGV` first.
     ///
-    /// The session is with this vCPU alone; pause the machine's others as the case may be. Breakpoints
-    /// are gone when it ends.
+    /// The vCPUs take turns of a millisecond on the calling thread: each goes on, and no two run at the
+    /// same moment. With `set scheduler-locking on`, gdb's present thread runs alone.
+    ///
+    /// Breakpoints and watchpoints that `effective` says have no effect here
+    /// ([`Kvm::effective_debugging`](crate::Kvm::effective_debugging)) are refused: gdb says that it
+    /// cannot insert them. It watches without the CPU's help, step by step, after
+    /// `set can-use-hw-watchpoints 0`. As long as there are breakpoints in software, an `int3` of the
+    /// guest's own stops it with `SIGTRAP`. All are gone when the session ends.
+    ///
+    /// ```no_run
+    /// # fn f(kvm: &kvm_vcpu::Kvm, mut vcpus: [kvm_vcpu::Vcpu; 2]) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::net::TcpListener;
+    /// use std::ops::ControlFlow;
+    /// use kvm_vcpu::Exit;
+    ///
+    /// let (gdb, _) = TcpListener::bind("127.0.0.1:1234")?.accept()?;
+    /// let [first, second] = &mut vcpus;
+    /// first.serve_gdb(&mut [second], kvm.effective_debugging()?, gdb, |_vcpu, exit| match exit {
+    ///     Exit::Halt => ControlFlow::Break(()),
+    ///     _ => ControlFlow::Continue(()),
+    /// })?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Gdb`] when the connection fails, and those of [`Vcpu::run_until`].
+    /// [`Error::OtherMachine`] when `others` are not of the same machine; [`Error::Gdb`] when the
+    /// connection fails; and those of [`Vcpu::run_until`].
     pub fn serve_gdb<T, C: ConnectionExt<Error = io::Error> + 'static>(
         &mut self,
+        others: &mut [&mut Vcpu],
+        effective: EffectiveDebugging,
         connection: C,
         mut handle_exit: impl FnMut(&mut Vcpu, Exit) -> ControlFlow<T>,
     ) -> Result<GdbEnd<T>> {
+        let foreign = |other: &&&mut Vcpu| !Arc::ptr_eq(other.machine(), self.machine());
+        if let Some(other) = others.iter().find(foreign) {
+            return Err(Error::OtherMachine { id: other.id() });
+        }
         let mut ended = None;
         let mut handle = |vcpu: &mut Vcpu, exit: Exit| match handle_exit(vcpu, exit) {
             ControlFlow::Continue(()) => ControlFlow::Continue(()),
@@ -63,13 +86,16 @@ impl Vcpu {
             }
         };
         let mut guest = Guest {
-            vcpu: self,
+            cpus: iter::once(self)
+                .chain(others.iter_mut().map(|vcpu| &mut **vcpu))
+                .map(Cpu::new)
+                .collect(),
+            turn: 0,
             handle_exit: &mut handle,
+            effective,
             software: BTreeMap::new(),
             breakpoints: Breakpoints::default(),
             hardware: Vec::new(),
-            step: false,
-            shut_down: false,
         };
         let result = GdbStub::new(connection).run_blocking::<Loop<'_, C>>(&mut guest);
         guest.clear()?;
@@ -90,42 +116,86 @@ impl Vcpu {
 
 type HandleExit<'a> = &'a mut dyn FnMut(&mut Vcpu, Exit) -> ControlFlow<()>;
 
-/// The vCPU as gdb sees it.
-struct Guest<'a> {
-    vcpu: &'a mut Vcpu,
-    handle_exit: HandleExit<'a>,
-    /// By virtual address, where it led when the breakpoint was set.
-    software: BTreeMap<u64, u64>,
-    breakpoints: Breakpoints,
-    /// In the order of the CPU's debug registers.
-    hardware: Vec<(u64, u64, Option<WatchKind>)>,
-    step: bool,
+/// Why the guest stopped.
+pub(crate) type Stop = MultiThreadStopReason<u64>;
+
+/// What a vCPU does when the guest goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// gdb did not name it: it continues.
+    Unsaid,
+    Continue,
+    Step,
+    Stay,
+}
+
+/// A vCPU as gdb sees it.
+pub(crate) struct Cpu<'a> {
+    pub(crate) vcpu: &'a mut Vcpu,
+    pub(crate) action: Action,
+    /// It was shown to gdb where it shut down.
     shut_down: bool,
 }
 
+impl<'a> Cpu<'a> {
+    fn new(vcpu: &'a mut Vcpu) -> Self {
+        Self {
+            vcpu,
+            action: Action::Unsaid,
+            shut_down: false,
+        }
+    }
+
+    /// gdb's number of it, which cannot be zero.
+    pub(crate) fn tid(&self) -> Tid {
+        Tid::MIN.saturating_add(self.vcpu.id() as usize)
+    }
+}
+
+/// The machine as gdb sees it.
+pub(crate) struct Guest<'a> {
+    /// At least one.
+    pub(crate) cpus: Vec<Cpu<'a>>,
+    /// Which of them ran last.
+    pub(crate) turn: usize,
+    handle_exit: HandleExit<'a>,
+    pub(crate) effective: EffectiveDebugging,
+    /// By virtual address, where it led when the breakpoint was set.
+    pub(crate) software: BTreeMap<u64, u64>,
+    pub(crate) breakpoints: Breakpoints,
+    /// In the order of the CPUs' debug registers.
+    hardware: Vec<(u64, u64, Option<WatchKind>)>,
+}
+
 impl Guest<'_> {
-    /// Makes the vCPU stop where gdb wants.
-    fn apply(&self) -> Result<()> {
-        let mut debugging = Debugging::default()
-            .single_step(self.step)
-            .software_breakpoints(!self.software.is_empty());
+    /// Makes the vCPUs stop where gdb wants.
+    pub(crate) fn apply(&self) -> Result<()> {
+        let mut all = Debugging::default().software_breakpoints(!self.software.is_empty());
         for (address, len, kind) in &self.hardware {
-            debugging = match kind {
-                None => debugging.breakpoint(*address),
+            all = match kind {
+                None => all.breakpoint(*address),
                 Some(kind) => {
                     let accesses = match kind {
                         WatchKind::Write => Watch::Write,
                         WatchKind::Read | WatchKind::ReadWrite => Watch::Access,
                     };
-                    debugging.watch(*address, u8::try_from(*len).unwrap_or(0), accesses)
+                    all.watch(*address, u8::try_from(*len).unwrap_or(0), accesses)
                 }
             };
         }
-        self.vcpu.set_debugging(&debugging)
+        self.cpus.iter().try_for_each(|cpu| {
+            let step = cpu.action == Action::Step;
+            cpu.vcpu.set_debugging(&all.clone().single_step(step))
+        })
     }
 
-    /// Adds one if the CPU can have it.
-    fn add_hardware(&mut self, address: u64, len: u64, kind: Option<WatchKind>) -> Result<bool> {
+    /// Adds one if the CPUs can have it.
+    pub(crate) fn add_hardware(
+        &mut self,
+        address: u64,
+        len: u64,
+        kind: Option<WatchKind>,
+    ) -> Result<bool> {
         self.hardware.push((address, len, kind));
         match self.apply() {
             Ok(()) => Ok(true),
@@ -137,7 +207,12 @@ impl Guest<'_> {
         }
     }
 
-    fn remove_hardware(&mut self, address: u64, len: u64, watches: bool) -> Result<bool> {
+    pub(crate) fn remove_hardware(
+        &mut self,
+        address: u64,
+        len: u64,
+        watches: bool,
+    ) -> Result<bool> {
         let found = self
             .hardware
             .iter()
@@ -151,71 +226,79 @@ impl Guest<'_> {
 
     /// Takes all breakpoints out.
     fn clear(&mut self) -> Result<()> {
+        let memory = self.cpus[0].vcpu.memory();
         for physical in std::mem::take(&mut self.software).into_values() {
-            self.breakpoints.remove(self.vcpu.memory(), physical)?;
+            self.breakpoints.remove(memory, physical)?;
         }
         self.hardware.clear();
-        self.step = false;
+        for cpu in &mut self.cpus {
+            cpu.action = Action::Unsaid;
+        }
         self.apply()
     }
 
-    /// Runs the guest for a while; says why it stopped if it did for gdb's sake.
-    fn run(&mut self) -> Result<Option<SingleThreadStopReason<u64>>> {
-        let exit = if std::mem::take(&mut self.shut_down) {
+    /// Runs the vCPU whose turn it is for a while; says why it stopped if it did for gdb's sake.
+    fn run(&mut self) -> Result<Option<Stop>> {
+        let count = self.cpus.len();
+        let mut running = (1..=count)
+            .map(|after| (self.turn + after) % count)
+            .filter(|index| self.cpus[*index].action != Action::Stay);
+        let Some(index) = running.next() else {
+            thread::sleep(SLICE);
+            return Ok(None);
+        };
+        let slice = running.next().map_or(SLICE, |_| TURN);
+        drop(running);
+        self.turn = index;
+        let cpu = &mut self.cpus[index];
+        let tid = cpu.tid();
+        let signal = |signal| Some(Stop::SignalWithThread { tid, signal });
+        if std::mem::take(&mut cpu.shut_down) {
             // It was shown to gdb, and now ends.
             return Ok(self.hand_over(Exit::Shutdown));
-        } else {
-            self.vcpu.run_until(Instant::now() + SLICE)?
-        };
-        Ok(match exit {
+        }
+        Ok(match cpu.vcpu.run_until(Instant::now() + slice)? {
             Exit::TimedOut | Exit::Interrupted => None,
-            Exit::Debug { exception: 3, .. } => Some(SingleThreadStopReason::SwBreak(())),
-            Exit::Debug { dr6, .. } => Some(self.hardware_stop(dr6)),
+            // gdb takes one that it did not set for one that it has taken out, and goes on to it.
+            Exit::Debug {
+                exception: 3, pc, ..
+            } if !self.software.contains_key(&pc) => signal(Signal::SIGTRAP),
+            Exit::Debug { exception: 3, .. } => Some(Stop::SwBreak(tid)),
+            Exit::Debug { dr6, .. } => Some(self.hardware_stop(tid, dr6)),
             Exit::Shutdown => {
-                self.shut_down = true;
-                Some(SingleThreadStopReason::Signal(Signal::SIGSEGV))
-            }
-            // A host that emulates the guest does not know `int3`.
-            Exit::InternalError(InternalError::Emulation(failure))
-                if failure.instruction().first() == Some(&0xcc)
-                    && self.software.contains_key(&self.vcpu.registers()?.rip) =>
-            {
-                Some(SingleThreadStopReason::SwBreak(()))
+                cpu.shut_down = true;
+                signal(Signal::SIGSEGV)
             }
             other => self.hand_over(other),
         })
     }
 
-    fn hand_over(&mut self, exit: Exit) -> Option<SingleThreadStopReason<u64>> {
-        match (self.handle_exit)(self.vcpu, exit) {
+    /// Gives an exit of the vCPU that ran last to the machine.
+    fn hand_over(&mut self, exit: Exit) -> Option<Stop> {
+        match (self.handle_exit)(self.cpus[self.turn].vcpu, exit) {
             ControlFlow::Continue(()) => None,
-            ControlFlow::Break(()) => Some(SingleThreadStopReason::Exited(0)),
+            ControlFlow::Break(()) => Some(Stop::Exited(0)),
         }
     }
 
-    fn hardware_stop(&self, dr6: u64) -> SingleThreadStopReason<u64> {
+    fn hardware_stop(&self, tid: Tid, dr6: u64) -> Stop {
         let hit = self.hardware.iter().enumerate();
         let hit = hit
             .filter(|(i, _)| dr6 >> i & 1 != 0)
             .map(|(_, h)| h)
             .next();
         match hit {
-            Some((_, _, None)) => SingleThreadStopReason::HwBreak(()),
-            Some((addr, _, Some(kind))) => SingleThreadStopReason::Watch {
-                tid: (),
+            Some((_, _, None)) => Stop::HwBreak(tid),
+            Some((addr, _, Some(kind))) => Stop::Watch {
+                tid,
                 kind: *kind,
                 addr: *addr,
             },
-            None if dr6 & STEP != 0 => SingleThreadStopReason::DoneStep,
-            None => SingleThreadStopReason::Signal(Signal::SIGTRAP),
+            None => Stop::SignalWithThread {
+                tid,
+                signal: Signal::SIGTRAP,
+            },
         }
-    }
-
-    /// Where the bytes at a virtual address are, up to the end of the page.
-    fn piece(&self, virt: u64, len: usize) -> Result<Option<(u64, usize)>> {
-        let in_page = (crate::PAGE_SIZE - virt % crate::PAGE_SIZE) as usize;
-        let physical = self.vcpu.translate(virt)?;
-        Ok(physical.map(|physical| (physical, in_page.min(len))))
     }
 }
 
@@ -224,12 +307,12 @@ struct Loop<'a, C>(PhantomData<(&'a (), C)>);
 impl<'a, C: ConnectionExt<Error = io::Error>> BlockingEventLoop for Loop<'a, C> {
     type Target = Guest<'a>;
     type Connection = C;
-    type StopReason = SingleThreadStopReason<u64>;
+    type StopReason = Stop;
 
     fn wait_for_stop_reason(
         guest: &mut Guest<'a>,
         connection: &mut C,
-    ) -> Result<Event<Self::StopReason>, WaitForStopReasonError<Error, io::Error>> {
+    ) -> Result<Event<Stop>, WaitForStopReasonError<Error, io::Error>> {
         loop {
             let waiting = connection
                 .peek()
@@ -247,202 +330,10 @@ impl<'a, C: ConnectionExt<Error = io::Error>> BlockingEventLoop for Loop<'a, C> 
         }
     }
 
-    fn on_interrupt(_: &mut Guest<'a>) -> Result<Option<Self::StopReason>> {
-        Ok(Some(SingleThreadStopReason::Signal(Signal::SIGINT)))
-    }
-}
-
-impl Target for Guest<'_> {
-    type Arch = X86_64_SSE;
-    type Error = Error;
-
-    fn base_ops(&mut self) -> BaseOps<'_, X86_64_SSE, Error> {
-        BaseOps::SingleThread(self)
-    }
-
-    fn support_breakpoints(&mut self) -> Option<ext::BreakpointsOps<'_, Self>> {
-        Some(self)
-    }
-}
-
-impl SingleThreadBase for Guest<'_> {
-    fn read_registers(&mut self, out: &mut X86_64CoreRegs) -> TargetResult<(), Self> {
-        let fatal = TargetError::Fatal;
-        let r = self.vcpu.registers().map_err(fatal)?;
-        let s = self.vcpu.system_registers().map_err(TargetError::Fatal)?;
-        let f = self.vcpu.fpu_registers().map_err(TargetError::Fatal)?;
-        out.regs = [
-            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11,
-            r.r12, r.r13, r.r14, r.r15,
-        ];
-        out.eflags = r.rflags as u32;
-        out.rip = r.rip;
-        let selectors = &mut out.segments;
-        selectors.cs = s.cs.selector.into();
-        selectors.ss = s.ss.selector.into();
-        selectors.ds = s.ds.selector.into();
-        selectors.es = s.es.selector.into();
-        selectors.fs = s.fs.selector.into();
-        selectors.gs = s.gs.selector.into();
-        for (to, from) in out.st.iter_mut().zip(f.st) {
-            to.copy_from_slice(&from[..10]);
-        }
-        out.fpu.fctrl = f.control.into();
-        out.fpu.fstat = f.status.into();
-        out.fpu.ftag = f.tag.into();
-        out.fpu.fop = f.opcode.into();
-        out.xmm = f.xmm;
-        out.mxcsr = f.mxcsr;
-        Ok(())
-    }
-
-    fn write_registers(&mut self, from: &X86_64CoreRegs) -> TargetResult<(), Self> {
-        let mut r = self.vcpu.registers().map_err(TargetError::Fatal)?;
-        [
-            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11,
-            r.r12, r.r13, r.r14, r.r15,
-        ] = from.regs;
-        r.rflags = from.eflags.into();
-        r.rip = from.rip;
-        let mut f = self.vcpu.fpu_registers().map_err(TargetError::Fatal)?;
-        for (to, from) in f.st.iter_mut().zip(from.st) {
-            to[..10].copy_from_slice(&from);
-        }
-        f.xmm = from.xmm;
-        f.mxcsr = from.mxcsr;
-        // Segments are left: their hidden parts are not gdb's to know.
-        let refused = |_: Error| TargetError::NonFatal;
-        self.vcpu.set_registers(&r).map_err(refused)?;
-        self.vcpu
-            .set_fpu_registers(&f)
-            .map_err(|_| TargetError::NonFatal)
-    }
-
-    fn read_addrs(&mut self, start: u64, data: &mut [u8]) -> TargetResult<usize, Self> {
-        let bytes = self
-            .vcpu
-            .read_virtual(start, data.len())
-            .map_err(TargetError::Fatal)?;
-        if bytes.is_empty() && !data.is_empty() {
-            return Err(TargetError::NonFatal);
-        }
-        data[..bytes.len()].copy_from_slice(&bytes);
-        Ok(bytes.len())
-    }
-
-    fn write_addrs(&mut self, start: u64, data: &[u8]) -> TargetResult<(), Self> {
-        let mut done = 0;
-        while done < data.len() {
-            let rest = &data[done..];
-            let at = start.wrapping_add(done as u64);
-            let piece = self.piece(at, rest.len()).map_err(TargetError::Fatal)?;
-            let (physical, len) = piece.ok_or(TargetError::NonFatal)?;
-            self.vcpu
-                .memory()
-                .write(physical, &rest[..len])
-                .map_err(|_| TargetError::NonFatal)?;
-            done += len;
-        }
-        Ok(())
-    }
-
-    fn support_resume(&mut self) -> Option<SingleThreadResumeOps<'_, Self>> {
-        Some(self)
-    }
-}
-
-impl SingleThreadResume for Guest<'_> {
-    fn resume(&mut self, _signal: Option<Signal>) -> Result<()> {
-        self.step = false;
-        self.apply()
-    }
-
-    fn support_single_step(&mut self) -> Option<SingleThreadSingleStepOps<'_, Self>> {
-        Some(self)
-    }
-}
-
-impl SingleThreadSingleStep for Guest<'_> {
-    fn step(&mut self, _signal: Option<Signal>) -> Result<()> {
-        self.step = true;
-        self.apply()
-    }
-}
-
-impl ext::Breakpoints for Guest<'_> {
-    fn support_sw_breakpoint(&mut self) -> Option<ext::SwBreakpointOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn support_hw_breakpoint(&mut self) -> Option<ext::HwBreakpointOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn support_hw_watchpoint(&mut self) -> Option<ext::HwWatchpointOps<'_, Self>> {
-        Some(self)
-    }
-}
-
-impl ext::SwBreakpoint for Guest<'_> {
-    fn add_sw_breakpoint(&mut self, address: u64, _kind: usize) -> TargetResult<bool, Self> {
-        let there = self.vcpu.translate(address).map_err(TargetError::Fatal)?;
-        let Some(physical) = there else {
-            return Ok(false);
-        };
-        if self
-            .breakpoints
-            .insert(self.vcpu.memory(), physical)
-            .is_err()
-        {
-            return Ok(false);
-        }
-        self.software.insert(address, physical);
-        self.apply().map_err(TargetError::Fatal)?;
-        Ok(true)
-    }
-
-    fn remove_sw_breakpoint(&mut self, address: u64, _kind: usize) -> TargetResult<bool, Self> {
-        let Some(physical) = self.software.remove(&address) else {
-            return Ok(false);
-        };
-        self.breakpoints
-            .remove(self.vcpu.memory(), physical)
-            .map_err(TargetError::Fatal)?;
-        self.apply().map_err(TargetError::Fatal)?;
-        Ok(true)
-    }
-}
-
-impl ext::HwBreakpoint for Guest<'_> {
-    fn add_hw_breakpoint(&mut self, address: u64, _kind: usize) -> TargetResult<bool, Self> {
-        self.add_hardware(address, 1, None)
-            .map_err(TargetError::Fatal)
-    }
-
-    fn remove_hw_breakpoint(&mut self, address: u64, _kind: usize) -> TargetResult<bool, Self> {
-        self.remove_hardware(address, 1, false)
-            .map_err(TargetError::Fatal)
-    }
-}
-
-impl ext::HwWatchpoint for Guest<'_> {
-    fn add_hw_watchpoint(
-        &mut self,
-        address: u64,
-        len: u64,
-        kind: WatchKind,
-    ) -> TargetResult<bool, Self> {
-        self.add_hardware(address, len, Some(kind))
-            .map_err(TargetError::Fatal)
-    }
-
-    fn remove_hw_watchpoint(
-        &mut self,
-        address: u64,
-        len: u64,
-        _kind: WatchKind,
-    ) -> TargetResult<bool, Self> {
-        self.remove_hardware(address, len, true)
-            .map_err(TargetError::Fatal)
+    fn on_interrupt(guest: &mut Guest<'a>) -> Result<Option<Stop>> {
+        Ok(Some(Stop::SignalWithThread {
+            tid: guest.cpus[guest.turn].tid(),
+            signal: Signal::SIGINT,
+        }))
     }
 }

@@ -31,6 +31,8 @@ mod exit;
 mod exit_parse;
 #[cfg(feature = "gdb")]
 mod gdb;
+#[cfg(feature = "gdb")]
+mod gdb_target;
 mod irq;
 mod kick;
 mod kvm;
@@ -46,6 +48,7 @@ mod region;
 mod regs;
 mod reply;
 mod snapshot;
+mod snapshot_file;
 mod state;
 mod stats;
 mod sync;

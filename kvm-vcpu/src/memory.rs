@@ -1,11 +1,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
-    ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
+    AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
 use crate::error::{RegionList, RegionProblem};
@@ -229,6 +230,69 @@ impl GuestMemory {
         Ok(value)
     }
 
+    /// Writes values one after another, in the host's (little-endian) byte order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] when the guest lacks any of these addresses; nothing is written then.
+    pub fn write_values<T: ByteValued>(&self, address: u64, values: &[T]) -> Result<()> {
+        self.check(address, size_of_val(values))?;
+        let mut at = address;
+        for value in values {
+            self.write(at, value.as_slice())?;
+            at += size_of::<T>() as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads values one after another, in the host's (little-endian) byte order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] when the guest lacks any of these addresses; `out` is unchanged then.
+    pub fn read_values<T: ByteValued>(&self, address: u64, out: &mut [T]) -> Result<()> {
+        self.check(address, size_of_val(out))?;
+        let mut at = address;
+        for value in out {
+            self.read(at, value.as_mut_slice())?;
+            at += size_of::<T>() as u64;
+        }
+        Ok(())
+    }
+
+    /// Loads an integer in one access, as another CPU would: `u32`, for instance.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] when the guest lacks any of these addresses; [`Error::Misaligned`] when the
+    /// address is no multiple of the integer's size.
+    pub fn load<T: AtomicAccess>(&self, address: u64, order: Ordering) -> Result<T> {
+        let at = self.check_atomic::<T>(address)?;
+        self.map
+            .load(at, order)
+            .map_err(|_| self.out_of_bounds(address, size_of::<T>()))
+    }
+
+    /// Stores an integer in one access, as another CPU would.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GuestMemory::load`].
+    pub fn store<T: AtomicAccess>(&self, address: u64, value: T, order: Ordering) -> Result<()> {
+        let at = self.check_atomic::<T>(address)?;
+        self.map
+            .store(value, at, order)
+            .map_err(|_| self.out_of_bounds(address, size_of::<T>()))
+    }
+
+    fn check_atomic<T>(&self, address: u64) -> Result<GuestAddress> {
+        let size = size_of::<T>();
+        if !address.is_multiple_of(size as u64) {
+            return Err(Error::Misaligned { address, size });
+        }
+        self.check(address, size)
+    }
+
     /// Fills a range with one byte.
     ///
     /// # Errors
@@ -269,6 +333,33 @@ mod tests {
             RegionProblem::Overlap
         );
         assert_eq!(problem(&[r(u64::MAX - 4095, 8192)]), RegionProblem::TooHigh);
+    }
+
+    #[test]
+    fn values_and_integers_are_checked_before_they_are_accessed() {
+        const AT: Ordering = Ordering::SeqCst;
+        let m = GuestMemory::new(&[Region::anonymous(0, 0x1000)]).unwrap();
+        m.write_values(0xff4, &[1u32, 2, 3]).unwrap();
+        let mut values = [0u32; 3];
+        m.read_values(0xff4, &mut values).unwrap();
+        assert_eq!(values, [1, 2, 3]);
+        assert!(m.write_values(0xff8, &[9u32; 3]).is_err());
+        assert!(m.read_values(0xff8, &mut values).is_err());
+        assert_eq!(values, [1, 2, 3]);
+        assert_eq!(m.load::<u64>(0xff8, AT).unwrap(), 3 << 32 | 2);
+        m.store(0xffc, 7u32, AT).unwrap();
+        assert_eq!(m.load::<u8>(0xffc, AT).unwrap(), 7);
+        assert!(matches!(
+            m.load::<u32>(0xffe, AT),
+            Err(Error::Misaligned {
+                address: 0xffe,
+                size: 4
+            })
+        ));
+        assert!(matches!(
+            m.store(0x1000, 0u64, AT),
+            Err(Error::OutOfBounds { .. })
+        ));
     }
 
     #[test]

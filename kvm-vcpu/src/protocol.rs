@@ -145,7 +145,8 @@ impl<S: Fn(i32)> Shared<S> {
     /// Marks this thread as running the vCPU; says whether it has to come back at once.
     pub(crate) fn enter(&self, tid: i32) -> bool {
         self.tid.store(tid, Ordering::Relaxed);
-        self.state.store(IN, Ordering::SeqCst);
+        // With the thread's number; the fence does the rest.
+        self.state.store(IN, Ordering::Release);
         fence(Ordering::SeqCst);
         self.is_wanted()
     }

@@ -1,4 +1,4 @@
-use kvm_bindings::{kvm_debugregs, kvm_xcrs};
+use kvm_bindings::{KVM_CAP_XSAVE2, kvm_debugregs, kvm_xcrs, kvm_xsave};
 
 use crate::error::ioctl;
 use crate::{Error, Kvm, Result, Vcpu, sys};
@@ -100,8 +100,8 @@ impl Kvm {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] when the kernel or the CPU has none; [`Error::Ioctl`] when it comes too
-    /// late.
+    /// [`Error::Unsupported`] when the kernel, the CPU or its KVM has none; [`Error::Ioctl`] when it comes
+    /// too late.
     #[doc(alias = "ARCH_REQ_XCOMP_GUEST_PERM")]
     pub fn permit_amx(&self) -> Result<()> {
         sys::permit_amx().map_err(|source| match source.raw_os_error() {
@@ -113,7 +113,17 @@ impl Kvm {
                 operation: "arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM) (letting guests use AMX)",
                 source,
             },
-        })
+        })?;
+        // The permission is the kernel's; its KVM may have no use for it.
+        let size = self.fd.check_extension_raw(KVM_CAP_XSAVE2.into());
+        if usize::try_from(size).is_ok_and(|size| size > size_of::<kvm_xsave>()) {
+            Ok(())
+        } else {
+            Err(Error::Unsupported {
+                capability: "KVM_CAP_XSAVE2 of AMX",
+                advice: "use a host whose KVM offers AMX to guests: hardware virtualization on a CPU that has it",
+            })
+        }
     }
 }
 
@@ -187,7 +197,7 @@ impl Vcpu {
     #[doc(alias = "KVM_GET_XSAVE")]
     #[doc(alias = "KVM_GET_XSAVE2")]
     pub fn xsave(&self) -> Result<Box<[u8]>> {
-        sys::xsave(self.fd(), self.xsave_size())
+        sys::xsave(self.fd(), self.machine().xsave2_size())
             .map(Vec::into_boxed_slice)
             .map_err(|source| Error::Ioctl {
                 operation: "KVM_GET_XSAVE2 (reading the extended registers)",
@@ -204,7 +214,8 @@ impl Vcpu {
     /// [`Error::Ioctl`] when the kernel refuses what the host's CPU does not have.
     #[doc(alias = "KVM_SET_XSAVE")]
     pub fn set_xsave(&self, area: &[u8]) -> Result<()> {
-        let max = self.xsave_size();
+        let one_page = size_of::<kvm_xsave>();
+        let max = self.machine().xsave2_size().unwrap_or(0).max(one_page);
         if area.len() > max {
             return Err(Error::TooMany {
                 what: "bytes of extended registers",

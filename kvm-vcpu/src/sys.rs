@@ -279,15 +279,11 @@ pub(crate) fn interrupt(vcpu: &VcpuFd, vector: u8) -> io::Result<()> {
     done(ret)
 }
 
-/// The extended registers. `size` is what the kernel says that it keeps of them: one page, or what
-/// `KVM_CAP_XSAVE2` says.
-pub(crate) fn xsave(vcpu: &VcpuFd, size: usize) -> io::Result<Vec<u8>> {
-    let mut area = vec![0u8; size.max(size_of::<kvm_xsave>())];
-    let request = if size > size_of::<kvm_xsave>() {
-        KVM_GET_XSAVE2
-    } else {
-        KVM_GET_XSAVE
-    };
+/// The extended registers: as many bytes as `KVM_CAP_XSAVE2` says, or one page on a kernel that does
+/// not have it.
+pub(crate) fn xsave(vcpu: &VcpuFd, xsave2: Option<usize>) -> io::Result<Vec<u8>> {
+    let mut area = vec![0u8; xsave2.unwrap_or(0).max(size_of::<kvm_xsave>())];
+    let request = xsave2.map_or(KVM_GET_XSAVE, |_| KVM_GET_XSAVE2);
     // SAFETY: KVM_GET_XSAVE writes one page, and KVM_GET_XSAVE2 as much as KVM_CAP_XSAVE2 says at
     // most; `area` is as long as the greater of them.
     done(unsafe { libc::ioctl(vcpu.as_raw_fd(), request, area.as_mut_ptr()) })?;

@@ -83,9 +83,8 @@ impl Vcpu {
         &mut self.file.fd
     }
 
-    /// How many bytes of extended registers the kernel keeps.
-    pub(crate) fn xsave_size(&self) -> usize {
-        self.machine.xsave_size()
+    pub(crate) fn machine(&self) -> &Arc<Inner> {
+        &self.machine
     }
 
     pub(crate) fn run_page(&self) -> &RunPage {
@@ -259,12 +258,7 @@ impl Vcpu {
         self.settled = result.is_err();
         match result {
             Ok(()) => {
-                let exit = exit_parse::parse(
-                    self.file.run.exit_reason(),
-                    &self.file.run.payload(),
-                    self.exits,
-                    |offset, out| self.file.run.read(offset, out),
-                );
+                let exit = exit_parse::parse(&self.file.run, self.exits);
                 if let Some(reply) = reply::default_reply(&exit) {
                     self.put(&reply);
                     self.answered = false;
@@ -287,12 +281,7 @@ impl Vcpu {
                 Some(libc::EFAULT | libc::EHWPOISON)
                     if self.file.run.exit_reason() == KVM_EXIT_MEMORY_FAULT =>
                 {
-                    Ok(exit_parse::parse(
-                        KVM_EXIT_MEMORY_FAULT,
-                        &self.file.run.payload(),
-                        self.exits,
-                        |_, _| false,
-                    ))
+                    Ok(exit_parse::parse(&self.file.run, self.exits))
                 }
                 _ => Err(Error::Ioctl {
                     operation: "KVM_RUN (running the guest)",

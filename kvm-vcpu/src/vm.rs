@@ -249,13 +249,11 @@ impl Inner {
         u32::try_from(answer).unwrap_or(0)
     }
 
-    /// How many bytes of extended registers the kernel keeps for a vCPU.
-    pub(crate) fn xsave_size(&self) -> usize {
+    /// How many bytes of extended registers the kernel keeps for a vCPU, if it says so (Linux 5.17).
+    pub(crate) fn xsave2_size(&self) -> Option<usize> {
         static SIZE: OnceLock<usize> = OnceLock::new();
-        // A kernel without the capability keeps one page.
-        *SIZE.get_or_init(|| {
-            (self.extent_of(KVM_CAP_XSAVE2) as usize).max(size_of::<kvm_bindings::kvm_xsave>())
-        })
+        let size = *SIZE.get_or_init(|| self.extent_of(KVM_CAP_XSAVE2) as usize);
+        (size > 0).then_some(size)
     }
 
     /// Refuses a kernel on which a vCPU cannot be stopped without a race; asked once.

@@ -1,6 +1,12 @@
 //! Opening KVM where it is, and saying what to do where it is not.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::thread;
+
 use kvm_vcpu::{Error, Kvm, Mode, Region};
+use rustix::fs::Uid;
+use rustix::thread::set_thread_res_uid;
 
 #[test]
 fn a_missing_device_says_what_to_load() {
@@ -22,6 +28,26 @@ fn another_device_is_not_kvm() {
 fn a_directory_is_an_error_of_its_own() {
     let e = Kvm::open_at("/").unwrap_err();
     assert!(matches!(e, Error::Open { .. }), "{e:?}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_device_that_may_not_be_opened_says_which_group_may() {
+    let path = std::env::temp_dir().join(format!("cofferdam-kvm-{}", std::process::id()));
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    let owned = path.clone();
+    // The thread alone becomes another user, and ends.
+    let opened = thread::spawn(move || {
+        let nobody = Uid::from_raw(65534);
+        set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        Kvm::open_at(owned).map(drop)
+    });
+    let opened = opened.join();
+    fs::remove_file(path).unwrap();
+    let e = opened.unwrap().unwrap_err();
+    assert!(matches!(e, Error::PermissionDenied { .. }), "{e:?}");
+    assert!(e.to_string().contains("usermod -aG kvm"), "{e}");
 }
 
 #[test]

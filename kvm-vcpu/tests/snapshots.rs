@@ -204,6 +204,48 @@ fn every_change_of_a_byte_is_noticed() {
     ));
 }
 
+/// The tiles of AMX are 8 KiB beside the page that every vCPU has.
+#[test]
+#[ignore = "needs kvm"]
+fn more_extended_registers_than_this_host_keeps_are_another_cpu() {
+    const TILES: usize = 8192;
+    let (vm, mut vcpu) = worker();
+    let (snapshot, file) = take(&vm, &mut vcpu);
+    let area = vcpu.xsave().unwrap();
+    let mut bytes = snapshot.to_bytes();
+    let at = bytes.windows(area.len()).position(|w| *w == *area).unwrap();
+    let len = &mut bytes[at - 4..at];
+    assert_eq!(*len, (area.len() as u32).to_le_bytes());
+    len.copy_from_slice(&((area.len() + TILES) as u32).to_le_bytes());
+    let end = at + area.len();
+    bytes.splice(end..end, [0xa5; TILES]);
+    let body = bytes.len() - 4;
+    let checksum = crc32fast::hash(&bytes[..body]);
+    bytes[body..].copy_from_slice(&checksum.to_le_bytes());
+
+    let large = Snapshot::from_bytes(&bytes).unwrap();
+    assert_eq!(large.to_bytes(), bytes);
+    let e = large.restore(&Kvm::open().unwrap(), &file).unwrap_err();
+    assert!(matches!(e, Error::OtherCpu { .. }), "{e}");
+    let expected = format!(
+        "{} bytes of extended registers (here {})",
+        area.len() + TILES,
+        area.len()
+    );
+    assert!(e.to_string().contains(&expected), "{e}");
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn vcpus_of_another_machine_are_refused() {
+    let ((vm, mut vcpu), (_other, mut foreign)) = (worker(), worker());
+    let taken = Snapshot::take(&Kvm::open().unwrap(), &vm, &[&mut vcpu, &mut foreign]);
+    assert!(
+        matches!(taken, Err(Error::OtherMachine { id: 0 })),
+        "{taken:?}"
+    );
+}
+
 #[test]
 fn what_is_no_snapshot_is_said_to_be_none() {
     let e = Snapshot::from_bytes(b"\x7fELF").unwrap_err();

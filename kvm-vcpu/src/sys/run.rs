@@ -42,17 +42,20 @@ impl RunPage {
         if len < size_of::<kvm_run>() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
+        Self::map_fd(vcpu.as_raw_fd(), len, libc::MAP_SHARED)
+    }
+
+    /// Pages of zeros, for tests of what is read out of them.
+    #[cfg(test)]
+    pub(crate) fn without_vcpu() -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        Self::map_fd(-1, size_of::<kvm_run>(), flags)
+    }
+
+    fn map_fd(fd: libc::c_int, len: usize, flags: libc::c_int) -> io::Result<Self> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice replaces nothing.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                vcpu.as_raw_fd(),
-                0,
-            )
-        };
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, fd, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -96,14 +99,16 @@ impl RunPage {
         self.write(at, &[wanted.into()]);
     }
 
-    /// The bytes that carry the exit's payload.
-    pub(crate) fn payload(&self) -> [u8; EXIT_UNION] {
-        let run = self.base.as_ptr();
-        // SAFETY: `base` points to a live mapping of at least `kvm_run`'s size.
-        let field = unsafe { &raw const (*run).__bindgen_anon_1 };
-        // SAFETY: the union lies in the mapping and is 256 bytes long by the interface (checked in
-        // a test); bytes have no alignment and no invalid values.
-        unsafe { field.cast::<[u8; EXIT_UNION]>().read() }
+    /// Copies bytes out of the exit's payload; `false` when they are not all there.
+    #[inline]
+    pub(crate) fn read_payload(&self, offset: usize, out: &mut [u8]) -> bool {
+        let fits = offset
+            .checked_add(out.len())
+            .is_some_and(|end| end <= EXIT_UNION);
+        fits && self.read(
+            std::mem::offset_of!(kvm_run, __bindgen_anon_1) + offset,
+            out,
+        )
     }
 
     /// Which registers the kernel puts into the pages at each exit (`kvm_valid_regs`).
@@ -154,7 +159,8 @@ impl RunPage {
         self.write(start + offset, bytes)
     }
 
-    /// Copies bytes out of the pages; `None` when they are not all there.
+    /// Copies bytes out of the pages; `false` when they are not all there.
+    #[inline]
     pub(crate) fn read(&self, offset: usize, out: &mut [u8]) -> bool {
         if offset
             .checked_add(out.len())
