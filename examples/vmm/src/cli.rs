@@ -107,8 +107,8 @@ pub(crate) struct RunArgs {
     /// A Unix socket to control the machine by HTTP: pause, resume, snapshot, metrics, shutdown
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
-    /// A Unix socket at which gdb is waited for (`target remote PATH`): it has the first vCPU before
-    /// its first instruction
+    /// A Unix socket at which gdb is waited for (`target remote PATH`): it has all vCPUs before
+    /// their first instruction
     #[cfg(feature = "gdb")]
     #[arg(long, value_name = "PATH")]
     pub(crate) gdb: Option<PathBuf>,

@@ -18,6 +18,8 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::files::Files;
 use crate::filter::Work;
+#[cfg(feature = "gdb")]
+use crate::gdb::Gdb;
 use crate::image;
 use crate::input;
 use crate::jail;
@@ -170,7 +172,11 @@ impl Assembled {
         let report = args.stats.as_deref().map(Report::open).transpose()?;
         let control = args.control.as_deref().map(Socket::bind).transpose()?;
         #[cfg(feature = "gdb")]
-        let gdb = args.gdb.as_deref().map(Socket::bind).transpose()?;
+        let gdb = args
+            .gdb
+            .as_deref()
+            .map(|path| Ok::<_, Error>((Socket::bind(path)?, self.kvm.effective_debugging()?)))
+            .transpose()?;
         let jailed = jail::is_inside();
         tracing::info!(
             kernel = %self.machine.kernel.display(),
@@ -205,13 +211,25 @@ impl Assembled {
         }
         let control = control.map(|socket| socket.serve(happens.clone(), jailed));
         #[cfg(feature = "gdb")]
-        let mut gdb = gdb.map(Socket::accept).transpose()?;
+        let mut gdb = gdb
+            .map(|(socket, effective)| {
+                let connection = socket.accept()?;
+                Ok::<_, Error>(Gdb {
+                    connection,
+                    effective,
+                })
+            })
+            .transpose()?;
         let mut threads = this.start_devices(jailed)?;
         this.board.stats.first_run();
         for index in 0..this.processors.vcpus.len() {
             let (this, happens) = (this.clone(), happens.clone());
             #[cfg(feature = "gdb")]
             let gdb = gdb.take();
+            #[cfg(feature = "gdb")]
+            let (has_all, gdb_has_all) = mpsc::channel();
+            #[cfg(feature = "gdb")]
+            let is_debugged = gdb.is_some();
             let thread = spawn(format!("vcpu{index}"), move || {
                 #[cfg(feature = "gdb")]
                 let work = if gdb.is_some() {
@@ -225,7 +243,7 @@ impl Assembled {
                 let ended = held.and_then(|()| {
                     #[cfg(feature = "gdb")]
                     if let Some(gdb) = gdb {
-                        return this.processors.run_under_gdb(gdb, &this.board);
+                        return this.processors.run_under_gdb(gdb, &this.board, &has_all);
                     }
                     this.processors.run(index, &this.board)
                 });
@@ -233,6 +251,11 @@ impl Assembled {
                 let _ = happens.send(Happening::Ended(ended));
             })?;
             threads.push(thread);
+            #[cfg(feature = "gdb")]
+            if is_debugged {
+                // A thread that ends before it has them lets its end go.
+                let _ = gdb_has_all.recv();
+            }
         }
         drop(happens);
         if jailed {

@@ -100,24 +100,39 @@ impl Processors {
         Ok(None)
     }
 
-    /// Gives the first vCPU to gdb until its session ends, and runs it on.
+    /// Gives all vCPUs to gdb until its session ends, and runs the first one on. Says when it has them: no
+    /// other thread may run one before.
     #[cfg(feature = "gdb")]
     pub(crate) fn run_under_gdb(
         &self,
-        gdb: std::os::unix::net::UnixStream,
+        gdb: crate::gdb::Gdb,
         board: &Board,
+        has_them: &std::sync::mpsc::Sender<()>,
     ) -> Result<Option<End>, Error> {
         let is_running = || {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             *state == State::Running
         };
-        let end = {
-            let mut vcpu = self.vcpus[0].lock().unwrap_or_else(PoisonError::into_inner);
-            match crate::gdb::serve(&mut vcpu, gdb, board, is_running)? {
-                None => settle(&mut vcpu, board)?,
-                end => end,
+        let mut end = None;
+        {
+            let mut vcpus: Vec<_> = self
+                .vcpus
+                .iter()
+                .map(|v| v.lock().unwrap_or_else(PoisonError::into_inner))
+                .collect();
+            // The machine may have ended already, and then nobody waits.
+            let _ = has_them.send(());
+            let mut all = vcpus.iter_mut().map(|vcpu| &mut **vcpu);
+            if let Some(first) = all.next() {
+                let mut others: Vec<_> = all.collect();
+                end = gdb.serve(first, &mut others, board, is_running)?;
             }
-        };
+            for vcpu in &mut vcpus {
+                if end.is_none() {
+                    end = settle(vcpu, board)?;
+                }
+            }
+        }
         match end {
             None => self.run(0, board),
             end => Ok(end),
