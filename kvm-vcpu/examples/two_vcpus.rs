@@ -10,14 +10,14 @@ const BALL: u64 = 0x8000;
 
 fn main() -> Result<()> {
     let vm = Kvm::open()?.create_vm(&[Region::anonymous(0, 0x10_000)])?;
-    // Each waits until the ball is at its number, moves it on by one, and halts at 200:
-    // again: mov ax, [0x8000]; cmp ax, 200; jae end; test al, 1; jz (or jnz) again; inc word [0x8000];
+    // Each waits until the ball is at its number, moves it on by one, and halts at 20:
+    // again: mov ax, [0x8000]; cmp ax, 20; jae end; test al, 1; jz (or jnz) again; inc word [0x8000];
     // jmp again; end: hlt
     for (start, jump) in [(0x1000, 0x74), (0x2000, 0x75)] {
         vm.write(
             start,
             &[
-                0xa1, 0x00, 0x80, 0x3d, 0xc8, 0x00, 0x73, 0x0a, 0xa8, 0x01, jump, 0xf4, 0xff, 0x06,
+                0xa1, 0x00, 0x80, 0x3d, 0x14, 0x00, 0x73, 0x0a, 0xa8, 0x01, jump, 0xf4, 0xff, 0x06,
                 0x00, 0x80, 0xeb, 0xee, 0xf4,
             ],
         )?;

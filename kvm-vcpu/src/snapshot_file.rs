@@ -60,7 +60,7 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// [`Error::Snapshot`], which says what is wrong with it.
+    /// [`Error::Snapshot`](crate::Error::Snapshot), which says what is wrong with it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let rest = bytes
             .strip_prefix(MAGIC)
