@@ -58,7 +58,7 @@ fn gdb_stops_at_the_entry_and_lets_the_guest_go_on() {
 #[ignore = "needs kvm"]
 fn each_vcpu_is_a_thread() {
     let dir = Scratch::new();
-    let guest = dir.file("guest", &busy());
+    let guest = busy(&dir);
     let options = ["--kernel", &guest, "--cpus", "2"];
     let (said, ended) = debug(&dir, &options, &["info threads", "stepi", "kill"]);
     for thread in [
