@@ -43,12 +43,29 @@ impl Cgroup {
                 needed.insert(controller);
             }
         }
-        self.enable_journaled(needed, done)?;
-        let steps = plan::steps(self, limits)?;
-        for step in &steps {
-            let previous = step.read_previous()?;
+        // Mostly the controllers are there, which the files that they bring show at less cost than
+        // the list of them.
+        let steps = match plan::steps(self, limits) {
+            Ok(steps) => steps,
+            Err(error) => {
+                self.enable_journaled(needed, done)?;
+                if done.changes.is_empty() {
+                    return Err(error);
+                }
+                plan::steps(self, limits)?
+            }
+        };
+        for (number, step) in steps.iter().enumerate() {
+            // A write that fails changes nothing, so of the last one nothing is put back.
+            let previous = if number + 1 < steps.len() || step.is_checked() {
+                Some(step.read_previous()?)
+            } else {
+                None
+            };
             step.write(self)?;
-            done.written(Rc::clone(&step.file), previous);
+            if let Some(previous) = previous {
+                done.written(Rc::clone(&step.file), previous);
+            }
             step.check()?;
         }
         Ok(())
@@ -148,6 +165,10 @@ fn enable_one(parent: &Dir, controller: Controller) -> Result<()> {
                 controller,
                 group: parent.path().to_owned(),
             },
+            Errno::NOSPC => Error::TooManyGroups {
+                group: parent.path().to_owned(),
+                source: errno.into(),
+            },
             _ => parent.error("write", FILE, errno),
         })
 }
@@ -210,8 +231,12 @@ impl Step<'_> {
     }
 
     /// A partition that the group cannot be is accepted by the kernel, and then said to be none.
+    fn is_checked(&self) -> bool {
+        self.knob == Knob::CpusetPartition
+    }
+
     fn check(&self) -> Result<()> {
-        if self.knob != Knob::CpusetPartition {
+        if !self.is_checked() {
             return Ok(());
         }
         let now = self.file.read()?;
@@ -440,6 +465,28 @@ mod tests {
             let writes = fail_each_write(&group, &parent, limits);
             assert!(writes >= 2, "only {writes} writes");
         }
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn what_could_not_be_put_back_is_told() {
+        let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+        let name = format!("cofferdam-fault-undo-{}", std::process::id());
+        let group = hierarchy.create(&name).expect("created").guard();
+        let limits = Limits::new().pids_max(9).memory_max(Bytes::mib(48));
+        // The controllers are there from now on, so two writes remain.
+        group.apply(&limits).expect("applied");
+        fault::from(1);
+        let result = group.apply(&limits);
+        fault::disarm();
+        let error = result.expect_err("the second write failed");
+        let message = error.to_string();
+        let Error::Rollback { cause, failures } = error else {
+            panic!("{message}");
+        };
+        assert!(matches!(*cause, Error::Io { .. }), "{cause}");
+        assert_eq!(failures.len(), 1, "{failures:?}");
+        assert!(message.contains("remove the group"), "{message}");
     }
 
     #[test]

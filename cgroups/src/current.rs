@@ -245,3 +245,24 @@ pub(crate) fn huge_page_sizes() -> Vec<Bytes> {
     sizes.sort_unstable();
     sizes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn what_is_unforeseen_is_an_error_and_what_is_missing_is_none() {
+        let directory = tempfile::tempdir().expect("made");
+        let dir = Dir::open(directory.path()).expect("opened");
+        // By this a group is known to be alive.
+        std::fs::write(directory.path().join("cgroup.procs"), "").expect("written");
+        for garbage in [&b"many\n"[..], b"", b"1 2\n", b"\xff\n", b"-1\n"] {
+            std::fs::write(directory.path().join("pids.max"), garbage).expect("written");
+            let error = value::<Max<u64>>(&dir, "pids.max").expect_err("no number");
+            assert!(matches!(error, Error::Parse { .. }), "{error}");
+            assert!(error.to_string().contains("pids.max"), "{error}");
+        }
+        assert_eq!(value::<Max<u64>>(&dir, "pids.min").expect("readable"), None);
+    }
+}

@@ -286,14 +286,15 @@ pub enum Error {
         group: PathBuf,
     },
 
-    /// As many groups as an ancestor allows.
+    /// As many groups as an ancestor allows (`EAGAIN`), or as the memory controller can number
+    /// (`ENOSPC`, newer kernels `EBUSY`).
     #[error(
-        "{} cannot be created: an ancestor's cgroup.max.descendants or cgroup.max.depth is \
-         reached; remove groups or raise it",
+        "there is no room for {}: an ancestor's cgroup.max.descendants or cgroup.max.depth is \
+         reached, or there are 65535 groups with memory; remove groups or raise the bound",
         .group.display()
     )]
     TooManyGroups {
-        /// The group that was to be.
+        /// The group that was to be, or whose children were to have memory limits.
         group: PathBuf,
         /// What the kernel said.
         source: io::Error,

@@ -55,13 +55,8 @@ impl Cgroup {
     ///
     /// As [`Cgroup::freeze`].
     pub fn is_frozen(&self) -> Result<bool> {
-        match self.freezer()? {
-            (Version::V2, dir) => {
-                let events = dir.read("cgroup.events")?;
-                frozen(dir, &events)
-            }
-            (Version::V1, dir) => Ok(dir.read(V1_FILE)?.trim() == "FROZEN"),
-        }
+        let (version, dir) = self.freezer()?;
+        is_frozen(version, dir)
     }
 
     /// Waits until every process is stopped.
@@ -105,7 +100,7 @@ impl Cgroup {
             }
             (Version::V1, dir) => loop {
                 // v1 finishes freezing only when it is looked at, and tells nobody.
-                if (dir.read(V1_FILE)?.trim() == "FROZEN") == wanted {
+                if is_frozen(Version::V1, dir)? == wanted {
                     break true;
                 }
                 if deadline.has_passed() {
@@ -124,7 +119,8 @@ impl Cgroup {
         })
     }
 
-    fn freezer(&self) -> Result<(Version, &Dir)> {
+    /// The directory by which the group is frozen.
+    pub(crate) fn freezer(&self) -> Result<(Version, &Dir)> {
         if let Ok((version, dir)) = self.dir_of(Controller::Freezer) {
             let file = match version {
                 Version::V2 => V2_FILE,
@@ -143,6 +139,17 @@ impl Cgroup {
             .find(|(tree, dir)| tree.controllers.contains(Controller::Freezer) && dir.has(V1_FILE));
         v1.map(|(tree, dir)| (tree.version, dir))
             .ok_or_else(|| self.unsupported(Knob::Freeze))
+    }
+}
+
+/// Whether all that is in the group of a freezer is stopped.
+pub(crate) fn is_frozen(version: Version, dir: &Dir) -> Result<bool> {
+    match version {
+        Version::V2 => {
+            let events = dir.read("cgroup.events")?;
+            frozen(dir, &events)
+        }
+        Version::V1 => Ok(dir.read(V1_FILE)?.trim() == "FROZEN"),
     }
 }
 

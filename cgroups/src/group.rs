@@ -347,7 +347,9 @@ fn create_dir(
                     attempts -= 1;
                     continue 'again;
                 }
-                Err(errno @ Errno::AGAIN) => {
+                // An ancestor's bound, or that of the memory controller, which numbers its groups
+                // (65,535, and a removed one keeps its number while pages are left of it).
+                Err(errno @ (Errno::AGAIN | Errno::NOSPC | Errno::BUSY)) => {
                     return Err(Error::TooManyGroups {
                         group: parent.path().join(path),
                         source: errno.into(),

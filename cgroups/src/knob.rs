@@ -94,8 +94,6 @@ knobs! {
     NetPrioIfpriomap { NetPrio, "net_prio.ifpriomap", "only v1 has it: set priorities with nftables or tc instead" }
     /// Stopping every process.
     Freeze { Freezer, "cgroup.freeze", "it needs v2 (Linux 5.2) or the freezer controller of v1" }
-    /// Notices of becoming empty or frozen.
-    Events { Freezer, "cgroup.events", "only v2 has it: mount it, or use the calls that wait without a descriptor" }
     /// Access to device nodes.
     Devices { Devices, "devices", "it needs v2 with CONFIG_CGROUP_BPF or the devices controller of v1" }
     /// Sharing a domain's resources among threads.

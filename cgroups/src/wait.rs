@@ -134,7 +134,7 @@ pub(crate) fn wait_dir_empty(tree: &Tree, dir: &Dir, deadline: Deadline) -> Resu
     }
 }
 
-fn pids_below(dir: &Dir) -> Result<Vec<u32>> {
+pub(crate) fn pids_below(dir: &Dir) -> Result<Vec<u32>> {
     let mut pids = Vec::new();
     read_pids_recursively(dir, &mut pids)?;
     Ok(pids)

@@ -14,13 +14,13 @@ use rustix::time::{
 use crate::controller::Controller;
 use crate::counters::Counters;
 use crate::dir::Dir;
-use crate::error::{ParseError, Result};
+use crate::error::{Error, ParseError, Result};
+use crate::freeze::is_frozen;
 use crate::group::Cgroup;
-use crate::knob::Knob;
 use crate::procfs::Version;
 use crate::stats::{MemoryEvents, memory_events};
 use crate::stats_io::counters;
-use crate::wait::{Deadline, LOOK, poll_until};
+use crate::wait::{Deadline, LOOK, pids_below, poll_until};
 
 /// How often to look where the kernel counts and tells nobody.
 const LOOK_OFTEN: Timespec = Timespec {
@@ -286,14 +286,29 @@ pub struct State {
     pub frozen: bool,
 }
 
-/// Tells when a group becomes empty or populated, frozen or thawed. v2, on a hybrid layout too.
+/// Tells when a group becomes empty or populated, frozen or thawed.
 ///
-/// To integrate it, poll its descriptor for `POLLIN`, then call [`StateWatch::changed`].
+/// To integrate it, poll its descriptor for `POLLIN`, then call [`StateWatch::changed`]. v2 tells,
+/// on a hybrid layout too. A v1 that is alone tells nobody, and neither does a root group: there
+/// it becomes readable ten times a second, so that one looks.
 #[doc(alias = "cgroup.events")]
 #[derive(Debug)]
 pub struct StateWatch {
     notifier: Notifier,
+    source: StateSource,
     last: State,
+}
+
+/// From what a state is known.
+#[derive(Debug)]
+enum StateSource {
+    /// `cgroup.events`.
+    Events,
+    /// The processes in each hierarchy, and the freezer where there is one.
+    Files {
+        hierarchies: Vec<Dir>,
+        freezer: Option<(Version, Dir)>,
+    },
 }
 
 impl AsFd for StateWatch {
@@ -315,7 +330,7 @@ impl StateWatch {
     /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
     pub fn changed(&mut self) -> Result<Option<State>> {
         self.notifier.drain()?;
-        let now = state(&self.notifier.dir)?;
+        let now = self.source.look(&self.notifier.dir)?;
         Ok(replace(&mut self.last, now))
     }
 
@@ -342,7 +357,29 @@ impl StateWatch {
     }
 }
 
-fn state(dir: &Dir) -> Result<State> {
+impl StateSource {
+    fn look(&self, dir: &Dir) -> Result<State> {
+        match self {
+            Self::Events => state_of_events(dir),
+            Self::Files {
+                hierarchies,
+                freezer,
+            } => {
+                let mut populated = false;
+                for dir in hierarchies {
+                    populated = populated || !pids_below(dir)?.is_empty();
+                }
+                let frozen = match freezer {
+                    Some((version, dir)) => is_frozen(*version, dir)?,
+                    None => false,
+                };
+                Ok(State { populated, frozen })
+            }
+        }
+    }
+}
+
+fn state_of_events(dir: &Dir) -> Result<State> {
     const FILE: &str = "cgroup.events";
     let text = dir.read(FILE)?;
     let events: Counters = text.parse().map_err(|error| dir.unforeseen(FILE, error))?;
@@ -402,15 +439,40 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`](crate::Error::Unsupported) where v2 is not mounted and for the root; [`Cgroup::wait_empty`]
-    /// and [`Cgroup::wait_frozen`] work there too.
+    /// [`Error::Vanished`](crate::Error::Vanished), [`Error::Parse`](crate::Error::Parse), [`Error::Io`](crate::Error::Io).
     pub fn watch_state(&self) -> Result<StateWatch> {
-        let dir = match self.unified() {
-            Some(dir) if dir.has("cgroup.events") || !dir.is_alive() => dir,
-            _ => return Err(self.unsupported(Knob::Events)),
+        const FILE: &str = "cgroup.events";
+        let (notifier, source) = match self.unified() {
+            Some(dir) if dir.has(FILE) || !dir.is_alive() => {
+                (Notifier::on_file(dir, FILE)?, StateSource::Events)
+            }
+            _ => {
+                let Some((_, first)) = self.members().next() else {
+                    return Err(Error::NotFound {
+                        group: self.label(),
+                    });
+                };
+                let all = self.members().map(|(_, dir)| dir.try_clone());
+                let hierarchies = all.collect::<Result<_>>()?;
+                let freezer = match self.freezer() {
+                    Ok((version, dir)) => Some((version, dir.try_clone()?)),
+                    Err(Error::Unsupported { .. }) => None,
+                    Err(error) => return Err(error),
+                };
+                (
+                    Notifier::on_clock(first, "cgroup.procs")?,
+                    StateSource::Files {
+                        hierarchies,
+                        freezer,
+                    },
+                )
+            }
         };
-        let notifier = Notifier::on_file(dir, "cgroup.events")?;
-        let last = state(dir)?;
-        Ok(StateWatch { notifier, last })
+        let last = source.look(&notifier.dir)?;
+        Ok(StateWatch {
+            notifier,
+            source,
+            last,
+        })
     }
 }

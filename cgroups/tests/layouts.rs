@@ -2,11 +2,15 @@
 
 mod support;
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cgroups::{Cgroup, Controller, Error, Hierarchy, Layout, Limits, Max, Version};
+use cgroups::{
+    Cgroup, Controller, Error, Hierarchy, Layout, Limits, Max, Resource, Threshold, Version,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::{Running, Scratch, unique};
 
 const SOON: Duration = Duration::from_mins(1);
@@ -62,6 +66,12 @@ fn without_v2() {
     }
 }
 
+fn readable(fd: impl AsFd) -> bool {
+    let timeout = Timespec::try_from(SOON).expect("short");
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&timeout)).expect("polled") > 0
+}
+
 fn v1_alone() {
     let scratch = Scratch::new();
     assert!(scratch.unified_directory().is_none());
@@ -80,15 +90,34 @@ fn v1_alone() {
     scratch.wait_thawed(SOON).expect("thawed");
     assert!(scratch.cpu_stats().expect("readable").is_some());
     assert!(scratch.memory_stats().expect("readable").is_some());
-    assert!(matches!(
-        scratch.watch_state(),
-        Err(Error::Unsupported { .. })
-    ));
+    let threshold = Threshold {
+        full: false,
+        stall: Duration::from_millis(100),
+        window: Duration::from_secs(2),
+    };
+    let error = scratch
+        .pressure_trigger(Resource::Memory, threshold)
+        .expect_err("v1 accounts for none");
+    assert!(matches!(error, Error::NoPressure { .. }), "{error}");
+    let mut watch = scratch.watch_state().expect("watched");
+    assert!(watch.last().populated && !watch.last().frozen);
+    scratch.freeze().expect("asked");
+    assert!(readable(&watch), "the descriptor tells nothing");
+    let state = watch.wait_for(SOON, |s| s.frozen).expect("waited");
+    assert!(state.is_some_and(|state| state.populated));
     scratch.kill().expect("killed");
+    let state = watch.wait_for(SOON, |s| !s.populated).expect("waited");
+    assert!(state.is_some());
     scratch.wait_empty(SOON).expect("empty");
-    let short = Running::in_group(&inner, "exec sleep 0.2");
+    let short = Running::in_group(&inner, "exec sleep 1");
+    let state = watch.wait_for(SOON, |s| s.populated).expect("waited");
+    assert!(state.is_some_and(|state| !state.frozen));
     scratch.remove().expect("removed once empty");
     drop(short);
+    let error = watch
+        .wait_for(SOON, |s| s.populated)
+        .expect_err("it is gone");
+    assert!(matches!(error, Error::Vanished { .. }), "{error}");
 }
 
 #[test]
