@@ -20,6 +20,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How many processes are held by a descriptor at once: well below the usual 1024.
 const CHUNK: usize = 256;
 
+/// A group whose processes have been killed may be removed at once by whoever made it, as systemd
+/// does; then nobody is left in it.
+fn unless_vanished(result: Result<()>) -> Result<()> {
+    match result {
+        Err(Error::Vanished { .. }) => Ok(()),
+        other => other,
+    }
+}
+
 impl Cgroup {
     /// Sends SIGKILL to every process in the group and in all groups below it, so that none
     /// escapes by forking meanwhile. When this returns, each of them has the signal; use
@@ -52,7 +61,7 @@ impl Cgroup {
         if by_kernel {
             // A frozen process of v1 would keep the signal for later.
             if let Some(freezer) = &freezer {
-                freezer.thaw()?;
+                unless_vanished(freezer.thaw())?;
             }
             if !self.has_strays()? {
                 return Ok(());
@@ -66,13 +75,13 @@ impl Cgroup {
     fn has_strays(&self) -> Result<bool> {
         let mut reached = Vec::new();
         if let Some(dir) = self.unified() {
-            read_pids_recursively(dir, &mut reached)?;
+            unless_vanished(read_pids_recursively(dir, &mut reached))?;
         }
         reached.sort_unstable();
         let mut listed = Vec::new();
         for (tree, dir) in self.members() {
             if tree.version == Version::V1 {
-                read_pids_recursively(dir, &mut listed)?;
+                unless_vanished(read_pids_recursively(dir, &mut listed))?;
             }
         }
         Ok(listed.iter().any(|pid| reached.binary_search(pid).is_err()))

@@ -302,7 +302,9 @@ fn what_changed_brings_a_saved_memory_up_to_date() {
         vm.memory()
             .write_value(0x40_8000 + u64::from(round), round + 1)
             .unwrap();
-        assert_eq!(vm.save_dirty(&file).unwrap(), 2);
+        // That of the code is logged, too, if the kernel had to map it anew meanwhile.
+        let saved = vm.save_dirty(&file).unwrap();
+        assert!((2..=3).contains(&saved), "{saved}");
         assert_eq!(vm.save_dirty(&file).unwrap(), 0);
         let whole = memory_file();
         vm.memory().save(&whole).unwrap();
