@@ -79,7 +79,8 @@ fn start(kvm: &Kvm, code: &[u8], size: u64) -> (Vm, Vcpu) {
 
 fn cpu_time() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+    let time = Duration::try_from(time).expect("no time before the start");
+    time.as_secs_f64() * 1e9
 }
 
 /// Nanoseconds a round.
@@ -189,7 +190,7 @@ fn kick(mut vcpu: Vcpu, rounds: u32) -> f64 {
         }
         runner.join().expect("no panic")
     });
-    total as f64 / f64::from(rounds)
+    Duration::from_nanos(total).as_secs_f64() * 1e9 / f64::from(rounds)
 }
 
 fn fastest(samples: &[f64]) -> f64 {

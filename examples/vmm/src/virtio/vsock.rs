@@ -77,11 +77,19 @@ struct Connection {
     guest_buffer: u32,
     guest_forwarded: u32,
     sent: u32,
-    /// The host will send no more, or the guest.
-    host_done: bool,
+    host: Host,
+    /// The guest will send no more.
     guest_done: bool,
-    /// The host will not receive, either.
-    host_gone: bool,
+}
+
+/// What the host still does in a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Host {
+    /// It sends, and receives.
+    Sends,
+    /// It only receives: it has stopped sending, or the guest does not want more.
+    Receives,
+    Gone,
 }
 
 impl Connection {
@@ -98,9 +106,8 @@ impl Connection {
             guest_buffer: 0,
             guest_forwarded: 0,
             sent: 0,
-            host_done: false,
+            host: Host::Sends,
             guest_done: false,
-            host_gone: false,
         })
     }
 
@@ -240,7 +247,9 @@ impl Vsock {
             }
             SHUTDOWN => {
                 connection.guest_done |= packet.flags & NO_SEND != 0;
-                connection.host_done |= packet.flags & NO_RECEIVE != 0;
+                if packet.flags & NO_RECEIVE != 0 && connection.host == Host::Sends {
+                    connection.host = Host::Receives;
+                }
             }
             CREDIT_UPDATE => {}
             CREDIT_REQUEST => self.say(ends, CREDIT_UPDATE, 0),
@@ -325,7 +334,7 @@ impl Vsock {
                 continue;
             }
             if connection.guest_done && connection.to_host.is_empty() {
-                if connection.host_done {
+                if connection.host != Host::Sends {
                     self.drop_connection(ends);
                     continue;
                 }
@@ -333,8 +342,8 @@ impl Vsock {
                 let _ = connection.stream.shutdown(Shutdown::Write);
             }
             // Until then the guest may go on sending, as after shutdown(2) of one direction.
-            if connection.host_done && !connection.host_gone && connection.is_hung_up() {
-                connection.host_gone = true;
+            if connection.host == Host::Receives && connection.is_hung_up() {
+                connection.host = Host::Gone;
                 self.say(ends, SHUTDOWN, NO_RECEIVE | NO_SEND);
                 continue;
             }
@@ -362,7 +371,11 @@ impl Vsock {
                 continue;
             };
             let credit = connection.credit() as usize;
-            if !connection.open || connection.host_done || credit == 0 || !ring.has_chain() {
+            if !connection.open
+                || connection.host != Host::Sends
+                || credit == 0
+                || !ring.has_chain()
+            {
                 continue;
             }
             let cid = self.cid;
@@ -404,10 +417,13 @@ impl Vsock {
             });
             match over {
                 Some(true) => {
-                    connection.host_done = true;
-                    connection.host_gone = connection.is_hung_up();
-                    let gone = if connection.host_gone { NO_RECEIVE } else { 0 };
-                    self.say(ends, SHUTDOWN, gone | NO_SEND);
+                    let (host, flags) = if connection.is_hung_up() {
+                        (Host::Gone, NO_RECEIVE | NO_SEND)
+                    } else {
+                        (Host::Receives, NO_SEND)
+                    };
+                    connection.host = host;
+                    self.say(ends, SHUTDOWN, flags);
                 }
                 Some(false) => self.drop_connection(ends),
                 None => {}
@@ -505,14 +521,14 @@ impl Device for Vsock {
             .collect();
         for c in self.connections.values() {
             let mut events = PollFlags::empty();
-            if c.open && !c.host_done && c.credit() > 0 && !self.starved {
+            if c.open && c.host == Host::Sends && c.credit() > 0 && !self.starved {
                 events |= PollFlags::IN;
             }
             if !c.to_host.is_empty() {
                 events |= PollFlags::OUT;
             }
             // That a host is gone that has only stopped sending is told without being asked for.
-            if !events.is_empty() || c.host_done && !c.host_gone {
+            if !events.is_empty() || c.host == Host::Receives {
                 sources.push(Source {
                     fd: c.fd.clone(),
                     events,
