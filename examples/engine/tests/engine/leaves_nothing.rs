@@ -29,6 +29,22 @@ fn waiting(fixture: &Fixture, script: &str) -> Child {
     child
 }
 
+/// Waits until the container's first process has become this program. A shell catches SIGINT, and a
+/// signal that comes just before it executes its last command is lost with its handler.
+fn becomes(child: &Child, program: &str) {
+    let id = child.id();
+    let end = Instant::now() + Duration::from_mins(1);
+    let names = || -> std::io::Result<String> {
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+        let first = children.split_whitespace().next().unwrap_or("none");
+        fs::read_to_string(format!("/proc/{first}/comm"))
+    };
+    while names().unwrap_or_default().trim_end() != program {
+        assert!(Instant::now() < end, "it does not become {program}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
@@ -99,6 +115,7 @@ fn ctrl_c_and_its_kin() {
     for (name, number) in [(Signal::INT, 2), (Signal::TERM, 15), (Signal::HUP, 1)] {
         let fixture = Fixture::new();
         let mut child = waiting(&fixture, "echo here; sleep 1000");
+        becomes(&child, "sleep");
         let ids = fixture.runs();
         signal(&child, name);
         assert_eq!(child.wait().unwrap().code(), Some(128 + number));
