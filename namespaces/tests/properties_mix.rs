@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::{Rootfs, container, failing, stdout};
 use namespaces::{
@@ -134,6 +135,9 @@ struct Settings {
     memory: Option<(MemoryPolicy, &'static str)>,
     terminal: Option<TerminalSize>,
 }
+
+/// How many keyrings there were.
+static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Policies that a machine with a single node has, too.
 fn memory_policy() -> impl Strategy<Value = (MemoryPolicy, &'static str)> {
@@ -306,8 +310,12 @@ proptest! {
         std::os::unix::fs::symlink("busybox", rootfs.join("bin/tr")).expect("link");
         let mut command = container(&rootfs, PROBE);
         command.mounts(Mount::standard());
-        command.env("KEYRING", plan.keyring.as_deref().unwrap_or("cofferdam-none"));
-        if let Some(name) = &plan.keyring {
+        // Those of programs that have ended stay for a while.
+        let unique = COUNT.fetch_add(1, Ordering::Relaxed);
+        let keyring = plan.keyring.as_ref();
+        let keyring = keyring.map(|name| format!("{name}.{}.{unique}.", std::process::id()));
+        command.env("KEYRING", keyring.as_deref().unwrap_or("cofferdam-none"));
+        if let Some(name) = &keyring {
             command.session_keyring(name);
         }
         if let Some((policy, _)) = &plan.memory {
