@@ -17,6 +17,8 @@ use crate::places;
 
 /// All benches together take minutes.
 const LIMIT: Duration = Duration::from_hours(2);
+/// So does compiling the programs for a measurement.
+const BUILD: Duration = Duration::from_mins(30);
 
 /// Measure: the libraries' benches, or whole programs beside their peers
 ///
@@ -83,6 +85,16 @@ fn criterion(filter: Option<&str>) -> Result<()> {
                 ran.end()
             );
         }
+    }
+    Ok(())
+}
+
+/// Runs a program to its end, which must be a good one.
+fn done(command: Command, show: fn(&[u8])) -> Result<()> {
+    let what = command.get_program().display().to_string();
+    let ran = exec::run(command, BUILD, show)?;
+    if !ran.success() {
+        bail!("{what} failed ({}):\n{}", ran.end(), ran.output.trim_end());
     }
     Ok(())
 }

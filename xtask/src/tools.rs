@@ -54,18 +54,18 @@ pub(crate) const CLOUD_KERNEL: Tool = Tool {
     name: "a kernel for clouds under /boot",
     package: "linux-image-cloud-amd64",
     why: "boot it as a guest",
-    present: Some(has_cloud_kernel),
+    present: Some(|| cloud_kernel().is_some()),
 };
 
-fn has_cloud_kernel() -> bool {
-    fs::read_dir("/boot").is_ok_and(|entries| {
-        entries.flatten().any(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .ends_with(b"-cloud-amd64")
-        })
-    })
+/// The newest kernel for clouds.
+pub(crate) fn cloud_kernel() -> Option<PathBuf> {
+    let entries = fs::read_dir("/boot").ok()?.flatten();
+    let kernels = entries.filter(|entry| {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        name.starts_with(b"vmlinuz-") && name.ends_with(b"-cloud-amd64")
+    });
+    kernels.map(|entry| entry.path()).max()
 }
 
 /// The path of a program, looked for in `PATH` and in the directories of system programs, which

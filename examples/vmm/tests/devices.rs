@@ -115,6 +115,12 @@ fn accept<S>(machine: &mut Running, from: impl Fn() -> io::Result<S>) -> S {
 /// How long a guest may be silent in a connection.
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(100));
 
+#[track_caller]
+fn assert_same(got: &[u8], sent: &[u8]) {
+    let (back, all) = (got.len(), sent.len());
+    assert!(got == sent, "{back} of {all} bytes came back");
+}
+
 fn pattern(len: usize, seed: u32) -> Vec<u8> {
     let mut state = seed;
     let mut next = || {
@@ -177,12 +183,7 @@ fn network_vsock_console_and_balloon_work() {
         });
         stream.read_to_end(&mut got).unwrap();
     });
-    assert!(
-        got == sent,
-        "{} of {} bytes came back",
-        got.len(),
-        sent.len()
-    );
+    assert_same(&got, &sent);
 
     // By the network there, and back in another connection.
     let sent = pattern(4 << 20, 2);
@@ -194,12 +195,7 @@ fn network_vsock_console_and_balloon_work() {
     stream.set_read_timeout(PATIENCE).unwrap();
     let mut got = Vec::new();
     stream.read_to_end(&mut got).unwrap();
-    assert!(
-        got == sent,
-        "{} of {} bytes came back",
-        got.len(),
-        sent.len()
-    );
+    assert_same(&got, &sent);
     drop(stream);
 
     assert_eq!(fs::read_to_string(&console).unwrap().trim_end(), "hello");

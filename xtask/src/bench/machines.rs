@@ -7,14 +7,14 @@ mod snapshots;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::contender::quantile;
+use super::done;
 use crate::exec::{self, Interrupted};
 use crate::lab::{self, End, Lab};
 use crate::places;
@@ -26,8 +26,6 @@ const TOOLS: [Tool; 3] = [
     Tool::program("ip", "iproute2", "make a network in the lab"),
     tools::CLOUD_KERNEL,
 ];
-/// Compiling the program for a measurement takes minutes.
-const BUILD: Duration = Duration::from_mins(30);
 /// The stage's name in `/lab/out`.
 const STAGE: &str = "stage.json";
 
@@ -60,9 +58,7 @@ pub(crate) fn run(rounds: u32) -> Result<()> {
     cargo
         .args(["build", "--release", "--package", "vmm"])
         .current_dir(places::workspace());
-    if !exec::run(cargo, BUILD, exec::aloud)?.success() {
-        bail!("the program does not build; cargo said why above");
-    }
+    done(cargo, exec::aloud)?;
     let vmm = places::target().join("release/cofferdam-vmm");
     let out = places::target().join("bench");
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
@@ -200,21 +196,4 @@ fn print(results: &Results) {
     );
     println!("\nSnapshots of a guest that counts, on this machine's KVM:\n");
     snapshots::print(&results.snapshots);
-}
-
-/// The newest kernel for clouds.
-fn cloud_kernel() -> Result<PathBuf> {
-    let kernels = fs::read_dir("/boot").context("cannot read /boot")?;
-    let mut kernels: Vec<PathBuf> = kernels
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("vmlinuz-") && name.ends_with("-cloud-amd64")
-        })
-        .collect();
-    kernels.sort();
-    kernels
-        .pop()
-        .context("there is no kernel for clouds in /boot")
 }

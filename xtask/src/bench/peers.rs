@@ -6,7 +6,6 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,6 +13,7 @@ use serde::Serialize;
 
 use super::bundle;
 use super::contender::{Contender, Line, Once, Words};
+use super::done;
 use super::plot;
 use crate::exec;
 use crate::places;
@@ -29,8 +29,6 @@ const TOOLS: [Tool; 4] = [
     Tool::program("runc", "runc", "be compared with"),
     Tool::program("crun", "crun", "be compared with"),
 ];
-/// Compiling the programs for a measurement takes minutes.
-const BUILD: Duration = Duration::from_mins(30);
 /// Rounds whose times are not counted.
 const WARM_UP: u32 = 2;
 const FLOOR: &str = "C floor";
@@ -400,13 +398,4 @@ impl Contender {
 /// A container's name for the run with this number.
 fn name(number: u32) -> String {
     format!("cofferdam-bench-{}-{number}", std::process::id())
-}
-
-fn done(command: Command, show: fn(&[u8])) -> Result<()> {
-    let what = command.get_program().display().to_string();
-    let ran = exec::run(command, BUILD, show)?;
-    if !ran.success() {
-        bail!("{what} failed ({}):\n{}", ran.end(), ran.output.trim_end());
-    }
-    Ok(())
 }

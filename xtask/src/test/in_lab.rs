@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{self, BufRead, PipeWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -129,6 +129,10 @@ fn labs_at_once() -> usize {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Work<'_> {
     fn queue(&self, boot: Boot) -> &Mutex<VecDeque<Job>> {
         match boot {
@@ -138,14 +142,12 @@ impl Work<'_> {
     }
 
     fn next(&self, boot: Boot) -> Option<Job> {
-        let queue = self.queue(boot).lock();
-        queue.unwrap_or_else(PoisonError::into_inner).pop_front()
+        lock(self.queue(boot)).pop_front()
     }
 
     fn add(&self, outcome: Outcome) {
         outcome.say();
-        let summary = self.summary.lock();
-        summary.unwrap_or_else(PoisonError::into_inner).add(outcome);
+        lock(&self.summary).add(outcome);
     }
 
     /// Has failed what the lab could not do.
@@ -177,13 +179,8 @@ impl Work<'_> {
                 if job.again || in_vain >= IN_VAIN {
                     self.fail(job, &what);
                 } else {
-                    let mut queue = self
-                        .queue(boot)
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    queue.push_front(Job { again: true, ..job });
-                    let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
-                    summary.remark(format!("{what}\nwhat was left ran in another lab"));
+                    lock(self.queue(boot)).push_front(Job { again: true, ..job });
+                    lock(&self.summary).remark(format!("{what}\nwhat was left ran in another lab"));
                 }
                 if in_vain >= IN_VAIN {
                     while let Some(job) = self.next(boot) {

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::Sample;
+use super::{Sample, done};
 use crate::exec;
+use crate::tools;
 
 const MEMORY_MIB: u64 = 256;
 /// What the guest says first.
@@ -106,7 +107,7 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn set(vmm: PathBuf, shared: &Path, rounds: u32) -> Result<Stage> {
-        let kernel = super::cloud_kernel()?;
+        let kernel = tools::cloud_kernel().context("there is no kernel for clouds in /boot")?;
         let (init, initrd) = (shared.join("init"), shared.join("initrd"));
         let script = INIT
             .replace("MIB", &MIB.to_string())
@@ -120,12 +121,7 @@ impl Stage {
             .arg(&init)
             .arg("--output")
             .arg(&initrd);
-        let ran = exec::run(command, LIMIT, exec::aloud)?;
-        ensure!(
-            ran.success(),
-            "there is no initial RAM disk: {}",
-            ran.output
-        );
+        done(command, exec::aloud)?;
         Ok(Stage {
             vmm,
             kernel,
@@ -138,11 +134,11 @@ impl Stage {
     pub(super) fn perform(&self, mut tell: impl FnMut(Sample) -> Result<()>) -> Result<()> {
         let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
         if !Path::new("/dev/net/tun").exists() {
-            done("modprobe", &["tun"])?;
+            run("modprobe", &["tun"])?;
         }
-        done("ip", &["tuntap", "add", TAP, "mode", "tap"])?;
-        done("ip", &["addr", "add", &format!("{HOST}/24"), "dev", TAP])?;
-        done("ip", &["link", "set", TAP, "up"])?;
+        run("ip", &["tuntap", "add", TAP, "mode", "tap"])?;
+        run("ip", &["addr", "add", &format!("{HOST}/24"), "dev", TAP])?;
+        run("ip", &["link", "set", TAP, "up"])?;
         let disk = scratch.path().join("disk");
         File::create(&disk)?.set_len(u64::from(MIB) << 20)?;
         for round in 0..self.rounds {
@@ -179,12 +175,10 @@ impl Stage {
     }
 }
 
-fn done(program: &str, arguments: &[&str]) -> Result<()> {
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(program);
     command.args(arguments);
-    let ran = exec::run(command, LIMIT, exec::quiet)?;
-    ensure!(ran.success(), "{program}: {}", ran.output);
-    Ok(())
+    done(command, exec::quiet)
 }
 
 /// One machine.

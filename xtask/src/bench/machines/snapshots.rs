@@ -5,12 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::median;
+use super::{done, median};
 use crate::exec;
 
 const SIZES_MIB: [u64; 2] = [128, 2048];
@@ -41,18 +41,13 @@ pub(super) fn measure(vmm: &Path, rounds: u32) -> Result<Vec<Row>> {
     let guest = scratch.path().join("guest");
     let mut command = Command::new(vmm);
     command.args(["guest", "multiboot", "--output"]).arg(&guest);
-    let ran = exec::run(command, LIMIT, exec::aloud)?;
-    ensure!(ran.success(), "there is no guest");
-    let size = |memory_mib| {
-        let place = Place {
-            vmm,
-            scratch: scratch.path(),
-        };
-        let mut row = place.row(memory_mib, &guest, rounds)?;
-        row.memory_mib = memory_mib;
-        Ok(row)
+    done(command, exec::aloud)?;
+    let place = Place {
+        vmm,
+        scratch: scratch.path(),
     };
-    SIZES_MIB.into_iter().map(size).collect()
+    let row = |memory_mib| place.row(memory_mib, &guest, rounds);
+    SIZES_MIB.into_iter().map(row).collect()
 }
 
 struct Place<'a> {
@@ -147,9 +142,8 @@ impl Drop for Machine {
 
 /// Asks the control socket, which is made before the guest runs.
 fn ask<T: for<'a> Deserialize<'a>>(control: &Path, request: &str, body: &str) -> Result<T> {
-    let until = Instant::now() + LIMIT;
     let mut stream = UnixStream::connect(control).context("cannot reach the control socket")?;
-    stream.set_read_timeout(Some(until - Instant::now()))?;
+    stream.set_read_timeout(Some(LIMIT))?;
     let len = body.len();
     write!(
         stream,
