@@ -27,6 +27,7 @@ pub(crate) fn enter_before_exec(command: &mut Command, files: Vec<OwnedFd>) {
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
@@ -165,7 +166,23 @@ pub(crate) fn attach_device_program(
     bpf(BPF_PROG_ATTACH, &mut attributes).map(drop)
 }
 
-/// `BPF_PROG_QUERY`: the ids of the device programs that are attached to the group itself.
+/// `BPF_PROG_DETACH`. Linux 4.15.
+pub(crate) fn detach_device_program(
+    group: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    let mut attributes = AttachAttributes {
+        target_fd: number(group),
+        attach_bpf_fd: number(program),
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: 0,
+        replace_bpf_fd: 0,
+    };
+    bpf(BPF_PROG_DETACH, &mut attributes).map(drop)
+}
+
+/// `BPF_PROG_QUERY`: the ids of the device programs that are attached to the group itself, in the
+/// order in which they were.
 pub(crate) fn device_programs(group: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
     // The kernel admits 64 in one group.
     let mut ids = vec![0_u32; 64];
