@@ -1,6 +1,7 @@
 //! Running other programs to their end, or to a limit, and leaving none of theirs behind.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
@@ -134,6 +135,10 @@ pub(crate) fn run(
             return Err(interrupted);
         }
         if status.is_none() && started.elapsed() > limit {
+            let waiting = waiting();
+            let mut all = output.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend_from_slice(waiting.as_bytes());
+            drop(all);
             end_all();
             break;
         }
@@ -212,6 +217,28 @@ pub(crate) fn descendants() -> Vec<Process> {
     }
     found.sort();
     found
+}
+
+/// What every process that descends from this one is, and what each of its threads waits for: for
+/// whoever wants to know why they hang.
+fn waiting() -> String {
+    let mut text = "\nstill there, with what their threads wait for:\n".to_owned();
+    for Process { pid, command } in descendants() {
+        let threads = fs::read_dir(format!("/proc/{pid}/task"));
+        let waits = threads.into_iter().flatten().flatten().map(|thread| {
+            let wait = fs::read_to_string(thread.path().join("wchan")).unwrap_or_default();
+            // A thread that runs waits for nothing.
+            if wait == "0" {
+                "running".to_owned()
+            } else {
+                wait
+            }
+        });
+        let waits: Vec<String> = waits.collect();
+        let parent = parent_of(pid).unwrap_or_default();
+        let _ = writeln!(text, "{pid} of {parent}: {command}: {}", waits.join(", "));
+    }
+    text
 }
 
 /// The parent of a process that is alive: the fourth field of proc_pid_stat(5), after a name that

@@ -15,7 +15,7 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -193,8 +193,8 @@ pub(crate) fn run_all(args: &Args) -> Result<Totals> {
     if !leaves_out(Needs::Kvm) {
         here(Class::Kvm)?;
     }
-    for outcome in doc_tests(&plan, &settings)? {
-        summary.add(outcome);
+    if plan.has_docs {
+        summary.add(doc_tests(&plan, &settings)?);
     }
     if !leaves_out(Needs::Lab) {
         in_lab::run(&plan, limit * 2, &mut summary)?;
@@ -227,46 +227,42 @@ fn why_no_kvm() -> Option<String> {
     })
 }
 
-/// Runs the examples in the docs, package by package.
-fn doc_tests(plan: &Plan, settings: &binary::Settings) -> Result<Vec<Outcome>> {
-    let mut outcomes = Vec::new();
-    for package in &plan.libraries {
-        let mut command = Command::new(places::cargo());
-        command
-            .args(["test", "--doc", "--quiet", "--all-features"])
-            .args(["--package", package])
-            // Quiet is for cargo; the names of the tests are what we read.
-            .args(["--", "--format", "pretty"])
-            .current_dir(places::workspace())
-            .env("TMPDIR", &settings.temporary);
-        let started = Instant::now();
-        // Compiling the examples takes its time too.
-        let ran = exec::run(command, settings.limit * 2, exec::quiet)?;
-        let mut outcome = Outcome::new(Class::Doc, Place::Here, package);
-        let mut ignored = BTreeSet::new();
-        for (name, result) in binary::results(&ran.output) {
-            match result {
-                binary::TestResult::Passed => outcome.passed.push(name),
-                binary::TestResult::Failed => outcome.failed.push(name),
-                binary::TestResult::Ignored(_) => {
-                    ignored.insert(name);
-                }
+/// Runs the examples in the docs of all packages with one cargo, so that it finds the
+/// dependencies as they were built for the tests: features depend on what is built together.
+fn doc_tests(plan: &Plan, settings: &binary::Settings) -> Result<Outcome> {
+    let mut command = Command::new(places::cargo());
+    command
+        .args(["test", "--doc", "--no-fail-fast", "--quiet"])
+        .args(&plan.selection)
+        // Quiet is for cargo; the names of the tests are what we read.
+        .args(["--", "--format", "pretty"])
+        .current_dir(places::workspace())
+        .env("TMPDIR", &settings.temporary);
+    // Compiling the examples takes its time too.
+    let ran = exec::run(command, settings.limit * 4, exec::quiet)?;
+    let mut outcome = Outcome::new(Class::Doc, Place::Here, "docs");
+    outcome.time = ran.time;
+    let mut ignored = BTreeSet::new();
+    for (name, result) in binary::results(&ran.output) {
+        match result {
+            binary::TestResult::Passed => outcome.passed.push(name),
+            binary::TestResult::Failed => outcome.failed.push(name),
+            binary::TestResult::Ignored(_) => {
+                ignored.insert(name);
             }
         }
-        if !ran.success() && outcome.failed.is_empty() {
-            outcome.failed.push(format!("({})", ran.end()));
-        }
-        for name in ignored {
-            outcome
-                .failed
-                .push(format!("{name} (an example in the docs marked `ignore`)"));
-        }
-        if !outcome.failed.is_empty() {
-            outcome.output = ran.output;
-        }
-        outcome.time = started.elapsed();
-        outcome.say();
-        outcomes.push(outcome);
     }
-    Ok(outcomes)
+    if !ran.success() && outcome.failed.is_empty() {
+        outcome.failed.push(format!("({})", ran.end()));
+    }
+    for name in ignored {
+        outcome
+            .failed
+            .push(format!("{name} (an example in the docs marked `ignore`)"));
+    }
+    if !outcome.failed.is_empty() {
+        outcome.output = ran.output;
+    }
+    outcome.say();
+    Ok(outcome)
 }

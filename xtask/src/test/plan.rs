@@ -80,10 +80,12 @@ impl Class {
     }
 }
 
-/// All test programs, and the packages whose docs have examples.
+/// All test programs, and how cargo is told which packages they are of.
 pub(crate) struct Plan {
     pub(crate) binaries: Vec<Binary>,
-    pub(crate) libraries: Vec<String>,
+    pub(crate) selection: Vec<String>,
+    /// Whether a package among them is a library, whose docs may have examples.
+    pub(crate) has_docs: bool,
 }
 
 impl Plan {
@@ -114,17 +116,18 @@ impl Plan {
             }
         }
         let is_wanted = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
-        let libraries = metadata
-            .packages
-            .iter()
-            .filter(|p| is_wanted(&p.name))
-            .filter(|p| {
-                p.targets
-                    .iter()
-                    .any(|t| t.kind.contains(&TargetKind::Lib) && t.doctest)
-            })
-            .map(|p| p.name.to_string())
-            .collect();
+        let has_docs = metadata.packages.iter().any(|p| {
+            let mut targets = p.targets.iter();
+            is_wanted(&p.name) && targets.any(|t| t.kind.contains(&TargetKind::Lib) && t.doctest)
+        });
+        // What stands behind a feature is tested too.
+        let mut selection = vec!["--all-features".to_owned()];
+        if names.is_empty() {
+            selection.push("--workspace".to_owned());
+        }
+        for name in &names {
+            selection.extend(["--package".to_owned(), name.clone()]);
+        }
 
         eprintln!("building the programs, the examples and the tests");
         if is_wanted("xtask") {
@@ -139,22 +142,12 @@ impl Plan {
         }
         let mut command = Command::new(places::cargo());
         command
-            .args([
-                "test",
-                "--no-run",
-                // What stands behind a feature is tested too.
-                "--all-features",
-                "--message-format=json-render-diagnostics",
-            ])
+            .args(["test", "--no-run"])
+            .arg("--message-format=json-render-diagnostics")
+            .args(&selection)
             .current_dir(places::workspace())
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        if names.is_empty() {
-            command.arg("--workspace");
-        }
-        for name in &names {
-            command.args(["--package", name]);
-        }
         let mut child = command.spawn().context("cannot start cargo")?;
         let stdout = child.stdout.take().context("cargo has no output")?;
         let mut binaries = Vec::new();
@@ -198,7 +191,8 @@ impl Plan {
         }
         Ok(Plan {
             binaries,
-            libraries,
+            selection,
+            has_docs,
         })
     }
 
