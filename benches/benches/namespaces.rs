@@ -1,6 +1,6 @@
-//! Spawning `/bin/true` in namespaces, beside a floor in C, std's `Command`, `unshare`, and
-//! `hakoniwa` where that program is installed (`cargo install hakoniwa-cli`; its licence keeps its
-//! library from being a dependency).
+//! Spawning `/bin/true` in namespaces, beside a floor in C, std's `Command`, and `unshare`; and in a
+//! container, beside `hakoniwa` where that program is installed (`cargo install hakoniwa-cli`; its
+//! licence keeps its library from being a dependency).
 //!
 //! Needs root, because it makes namespaces without a user namespace, and a C compiler.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use namespaces::{Command, Namespace, UserMapping};
+use namespaces::{Command, Mount, Namespace, UserMapping};
 
 const PROGRAM: &str = "/bin/true";
 
@@ -98,8 +98,42 @@ fn bench_unshare(group: &mut BenchmarkGroup<'_, WallTime>, options: &[&str]) {
     });
 }
 
-/// The command of the sandbox of that name: a user namespace with one id, mounts, pids, and these.
-fn bench_hakoniwa(group: &mut BenchmarkGroup<'_, WallTime>) {
+/// What `hakoniwa run` makes: six namespaces with one id, a new root with `/etc` and `/usr` read-only
+/// in it, `/proc`, and a filter, here one of the same length.
+fn contained(filter: &[u8]) {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut command = Command::new(PROGRAM);
+    command
+        .env_clear()
+        .unshare(kinds(5))
+        .user_namespace(UserMapping::CallerAsRoot)
+        .root(root.path())
+        .root_read_only(true)
+        .mount(Mount::bind("/etc", "/etc").read_only())
+        .mount(Mount::bind("/usr", "/usr").read_only())
+        .mount(Mount::proc("/proc"))
+        .no_new_privs(true)
+        .seccomp(filter);
+    for directory in ["bin", "lib", "lib64", "sbin"] {
+        let target = Path::new("usr").join(directory);
+        command.link(Path::new("/").join(directory), target);
+    }
+    assert!(command.status().expect("spawn").success());
+}
+
+/// A seccomp program that allows everything, in so many instructions.
+fn filter(length: usize) -> Vec<u8> {
+    let load_call = [0x20, 0, 0, 0, 0, 0, 0, 0];
+    let allow = [0x06, 0, 0, 0, 0, 0, 0xff, 0x7f];
+    let mut program = load_call.repeat(length - 1);
+    program.extend(allow);
+    program
+}
+
+fn container(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("spawn-container");
+    let filter = filter(1_150);
+    group.bench_function("namespaces", |bencher| bencher.iter(|| contained(&filter)));
     let command = || {
         let mut command = std::process::Command::new("hakoniwa");
         command
@@ -119,6 +153,7 @@ fn bench_hakoniwa(group: &mut BenchmarkGroup<'_, WallTime>) {
             assert!(status.success());
         });
     });
+    group.finish();
 }
 
 fn spawn(criterion: &mut Criterion) {
@@ -149,9 +184,6 @@ fn spawn(criterion: &mut Criterion) {
                     "--map-root-user",
                 ],
             ),
-        }
-        if count == 8 {
-            bench_hakoniwa(&mut group);
         }
         group.finish();
     }
@@ -186,6 +218,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3));
-    targets = spawn, large_parent
+    targets = spawn, container, large_parent
 }
 criterion_main!(benches);

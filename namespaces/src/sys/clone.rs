@@ -5,6 +5,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags};
@@ -122,6 +123,10 @@ pub(crate) fn clone_child(
     }
 }
 
+/// A stack that nobody uses: for who spawns one program after another, making a stack, touching its
+/// pages for the first time and taking it away on all processors would be a part of the work.
+static SPARE: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
+
 /// A stack for a child, with a page below it that nobody can touch.
 struct Stack {
     bottom: *mut libc::c_void,
@@ -132,7 +137,12 @@ impl Stack {
     const SIZE: usize = 256 * 1024;
     const GUARD: usize = 64 * 1024;
 
+    /// The spare one, or a new one.
     fn new() -> Result<Self> {
+        let spare = SPARE.swap(ptr::null_mut(), Ordering::Acquire);
+        if !spare.is_null() {
+            return Ok(Self { bottom: spare });
+        }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at a place that the kernel chooses.
@@ -140,12 +150,13 @@ impl Stack {
         if bottom == libc::MAP_FAILED {
             return Err(Errno::NOMEM);
         }
-        let stack = Self { bottom };
         // SAFETY: the pages are part of the mapping above, and nothing is in them yet.
-        match unsafe { libc::mprotect(bottom, Self::GUARD, libc::PROT_NONE) } {
-            0 => Ok(stack),
-            _ => Err(Errno::NOMEM),
+        if unsafe { libc::mprotect(bottom, Self::GUARD, libc::PROT_NONE) } != 0 {
+            // SAFETY: the mapping above, which nobody has seen.
+            unsafe { libc::munmap(bottom, Self::SIZE) };
+            return Err(Errno::NOMEM);
         }
+        Ok(Self { bottom })
     }
 
     fn top(&self) -> *mut libc::c_void {
@@ -155,10 +166,18 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and the child that ran on it has its own
-        // memory or has ended when the value is dropped: see `Lent`.
-        unsafe {
-            libc::munmap(self.bottom, Self::SIZE);
+        // The child that ran on it has its own memory or has ended: see `Lent`.
+        let kept = SPARE.compare_exchange(
+            ptr::null_mut(),
+            self.bottom,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        if kept.is_err() {
+            // SAFETY: the mapping is this value's own, and nobody runs on it.
+            unsafe {
+                libc::munmap(self.bottom, Self::SIZE);
+            }
         }
     }
 }
