@@ -5,6 +5,7 @@
 //! standard input of this program, run inside; that runs the job and answers with one line of JSON.
 //! So the host knows what a lab was at when it stopped, and can go on in another.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::env;
 use std::fs;
@@ -48,7 +49,7 @@ impl Boot {
         }
     }
 
-    /// The classes that run in it, in this order.
+    /// The classes that run in it.
     fn classes(self) -> &'static [Class] {
         match self {
             Boot::Plain => &[Class::Lab, Class::Root, Class::Kvm],
@@ -89,13 +90,21 @@ pub(crate) fn run(plan: &Plan, limit: Duration, summary: &mut Summary) -> Result
                     again: false,
                 })
         });
-        Mutex::new(all.collect())
+        // What took longest here goes first, so that the labs end at about the same time; what did
+        // not run here boots kernels, and takes longer still.
+        let mut all: Vec<Job> = all.collect();
+        all.sort_by_key(|job| {
+            let name = plan.binaries[job.binary].name();
+            Reverse(summary.time_here(job.class, &name).unwrap_or(Duration::MAX))
+        });
+        Mutex::new(all.into())
     };
+    let (plain, systemd) = (jobs(Boot::Plain), jobs(Boot::Systemd));
     let work = Work {
         plan,
         limit,
-        plain: jobs(Boot::Plain),
-        systemd: jobs(Boot::Systemd),
+        plain,
+        systemd,
         summary: Mutex::new(summary),
     };
     let work = &work;

@@ -135,6 +135,8 @@ impl Plan {
             let mut command = Command::new(places::cargo());
             command
                 .args(["build", "--workspace", "--bins", "--examples"])
+                // As the tests are built, or all that has features is built twice.
+                .arg("--all-features")
                 .current_dir(places::workspace());
             if !exec::run(command, BUILDING, exec::aloud)?.success() {
                 bail!("the programs do not build; cargo said why above");

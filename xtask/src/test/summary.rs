@@ -127,6 +127,13 @@ impl Summary {
         self.remarks.push(remark);
     }
 
+    /// How long a program's tests of one class took on this machine, if they have run.
+    pub(crate) fn time_here(&self, class: Class, program: &str) -> Option<Duration> {
+        let here =
+            |o: &&Outcome| o.class == class && o.place == Place::Here && o.program == program;
+        Some(self.outcomes.iter().find(here)?.time)
+    }
+
     /// Prints failures in full, what was left behind, and the table.
     pub(crate) fn print(&self, without: &[Needs], quick: bool, left: &[String]) -> Totals {
         for outcome in self.outcomes.iter().filter(|o| !o.failed.is_empty()) {
