@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use benches::entries;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use oci_image::{
-    Compression, Devices, Entry, ImageBuilder, LayerWriter, LayoutWriter, Ownership, PackOptions,
+    Compression, Devices, ImageBuilder, LayerWriter, LayoutWriter, Ownership, PackOptions,
     Platform, Reference, Store, UnpackOptions, Whiteouts, open,
 };
 
@@ -25,47 +26,11 @@ fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(base).expect("a temporary directory")
 }
 
-/// Text that compresses about as well as programs do, the same each time.
-fn contents(seed: usize, length: usize) -> Vec<u8> {
-    let mut state = seed as u64 * 2_654_435_761 + 1;
-    let mut bytes = Vec::with_capacity(length + 16);
-    while bytes.len() < length {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        let word = (state >> 33).to_le_bytes();
-        // Some bytes are new, some were there before.
-        let repeat = usize::try_from(state >> 60).unwrap_or(0);
-        bytes.extend_from_slice(&word[..4]);
-        let from = bytes.len().saturating_sub(200 + repeat * 16);
-        let again = bytes[from..(from + repeat).min(bytes.len())].to_vec();
-        bytes.extend(again);
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-/// `files` files of `length` bytes each, forty to a directory.
-fn entries(files: usize, length: usize) -> impl Iterator<Item = Entry> {
-    (0..files).flat_map(move |number| {
-        let directory = format!("usr/lib/part{}", number / 40);
-        let first = number
-            .is_multiple_of(40)
-            .then(|| Entry::directory(directory.clone(), 0o755));
-        let file = Entry::file(
-            format!("{directory}/file{number}"),
-            0o644,
-            contents(number, length),
-        );
-        first.into_iter().chain([file])
-    })
-}
-
 fn write_layout(path: &Path, files: usize, length: usize, compression: Compression) -> u64 {
     let mut layout = LayoutWriter::open(path).expect("a layout");
     let options = PackOptions::new().compression(compression);
     let layer = layout
-        .layer(entries(files, length).map(Ok), &options)
+        .layer(entries(0..files, length).map(Ok), &options)
         .expect("a layer");
     let size = layer.uncompressed_size;
     let image = ImageBuilder::new(&Platform::host())
@@ -185,7 +150,7 @@ fn packing(criterion: &mut Criterion) {
                 let options = PackOptions::new().compression(compression);
                 let mut writer = LayerWriter::new(io::sink(), options).expect("a writer");
                 writer
-                    .append_all(entries(1024, 16 << 10).map(Ok))
+                    .append_all(entries(0..1024, 16 << 10).map(Ok))
                     .expect("entries");
                 black_box(writer.finish().expect("a layer"))
             });

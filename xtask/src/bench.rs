@@ -3,6 +3,7 @@
 
 mod bundle;
 mod contender;
+mod images;
 mod machines;
 mod peers;
 mod plot;
@@ -26,22 +27,30 @@ const BUILD: Duration = Duration::from_mins(30);
 /// workspace of their own in benches/peers; their reports are in target/criterion. With it, whole
 /// commands are run in turn, round by round: a C program that does the least there is to
 /// do, this project's programs, and those of others. Printed are medians and their ratios; they
-/// are in target/bench/peers.json and peers.svg too. Only ratios from one run mean something, and
-/// only on a machine that is otherwise idle.
+/// are in target/bench/peers.json and peers.svg too. With --images, large images in memory are
+/// unpacked by us and by others in the same way; the figures are in target/bench/images.json too.
+/// Only ratios from one run mean something, and only on a machine that is otherwise idle.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run whole commands in turn with those of other projects and print the ratios
-    #[arg(long)]
+    #[arg(long, group = "whole")]
     peers: bool,
     /// Boot a distribution's kernel in turn with cofferdam-vmm and with QEMU's microvm, in the lab
-    #[arg(long, conflicts_with = "peers")]
+    #[arg(long, group = "whole")]
     machines: bool,
-    /// How many rounds of whole commands [default: 40], or of machines [default: 7]
-    #[arg(long, value_name = "N",
+    /// Unpack images in turn with other projects' programs and print the ratios
+    #[arg(long, group = "whole")]
+    images: bool,
+    /// How many rounds: 40 with --peers, 7 with --machines and 5 with --images unless given
+    #[arg(long, value_name = "N", requires = "whole",
         value_parser = clap::value_parser!(u32).range(3..=10_000))]
     rounds: Option<u32>,
+    /// How large the images are, in percent of 1.4 GiB, 50 MiB and 0.6 GiB
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, requires = "images",
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    size: u32,
     /// Only the benches whose names contain this
-    #[arg(conflicts_with_all = ["peers", "machines", "rounds"])]
+    #[arg(conflicts_with = "whole")]
     filter: Option<String>,
 }
 
@@ -52,6 +61,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         peers::run(args.rounds.unwrap_or(40))
     } else if args.machines {
         machines::run(args.rounds.unwrap_or(7))
+    } else if args.images {
+        images::run(args.rounds.unwrap_or(5), args.size)
     } else {
         criterion(args.filter.as_deref())
     };
@@ -89,12 +100,12 @@ fn criterion(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program to its end, which must be a good one.
-fn done(command: Command, show: fn(&[u8])) -> Result<()> {
+/// Runs a program to its end, which must be a good one; what it said.
+fn done(command: Command, show: fn(&[u8])) -> Result<String> {
     let what = command.get_program().display().to_string();
     let ran = exec::run(command, BUILD, show)?;
     if !ran.success() {
         bail!("{what} failed ({}):\n{}", ran.end(), ran.output.trim_end());
     }
-    Ok(())
+    Ok(ran.output)
 }

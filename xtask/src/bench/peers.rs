@@ -47,9 +47,9 @@ struct Results {
 }
 
 #[derive(Serialize)]
-struct LeftOut {
-    name: &'static str,
-    reason: String,
+pub(super) struct LeftOut {
+    pub(super) name: &'static str,
+    pub(super) reason: String,
 }
 
 pub(crate) fn run(rounds: u32) -> Result<()> {

@@ -178,7 +178,7 @@ impl Stage {
 fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(program);
     command.args(arguments);
-    done(command, exec::quiet)
+    done(command, exec::quiet).map(drop)
 }
 
 /// One machine.
