@@ -9,9 +9,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use oci_image::{Limits, Platform, Source};
 
-static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
-    std::env::temp_dir().join(format!("cofferdam-fuzz-archive-{}", std::process::id()))
-});
+static PATH: LazyLock<PathBuf> = LazyLock::new(|| fuzz::scratch("archive"));
 
 fuzz::archives!();
 

@@ -9,8 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use oci_image::{Digest, Platform, Source};
 
 static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
-    let path =
-        std::env::temp_dir().join(format!("cofferdam-fuzz-documents-{}", std::process::id()));
+    let path = fuzz::scratch("documents");
     fs::create_dir_all(path.join("blobs/sha256")).expect("a directory");
     fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a file");
     path

@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use oci_image::{Devices, Limits, Ownership, UnpackOptions, Unpacker, Whiteouts};
 
 static BASE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let base = std::env::temp_dir().join(format!("cofferdam-fuzz-unpack-{}", std::process::id()));
+    let base = fuzz::scratch("unpack");
     fs::create_dir_all(base.join("outside")).expect("a directory");
     fs::write(base.join("outside/secret"), "untouched").expect("a file");
     base

@@ -16,7 +16,7 @@ use overlayfs::{Kind, Marks, Upper};
 fn layers() -> &'static PathBuf {
     static LAYERS: OnceLock<PathBuf> = OnceLock::new();
     LAYERS.get_or_init(|| {
-        let root = std::env::temp_dir().join(format!("overlayfs-fuzz-{}", std::process::id()));
+        let root = fuzz::scratch("layers");
         for layer in ["lower", "upper"] {
             for directory in ["a", "a/b", "c"] {
                 fs::create_dir_all(root.join(layer).join(directory)).expect("made");

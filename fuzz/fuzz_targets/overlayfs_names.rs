@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
@@ -17,7 +17,7 @@ use overlayfs::{Interface, Overlay};
 fn ground() -> &'static PathBuf {
     static GROUND: OnceLock<PathBuf> = OnceLock::new();
     GROUND.get_or_init(|| {
-        let root = Path::new("/dev/shm").join(format!("overlayfs-names-{}", std::process::id()));
+        let root = fuzz::scratch("names");
         fs::create_dir(&root).expect("made");
         root
     })
