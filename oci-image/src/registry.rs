@@ -4,6 +4,7 @@ mod challenge;
 mod credentials;
 mod endpoint;
 mod http;
+mod list;
 mod options;
 mod progress;
 mod pull;
@@ -22,7 +23,7 @@ use serde_json::Value;
 use ureq::http::Method;
 
 use crate::blob::{BlobReader, Blobs};
-use crate::descriptor::{Descriptor, null_as_default};
+use crate::descriptor::Descriptor;
 use crate::digest::{Algorithm, Digest};
 use crate::document::{Document, ManifestOrIndex};
 use crate::error::{Error, Result, excerpt};
@@ -42,9 +43,6 @@ pub use options::RegistryOptions;
 pub use progress::Progress;
 pub(crate) use pull::{Download, Remote};
 use push::Target;
-
-/// Pages of a list; a registry that has more goes round in circles.
-const MAX_PAGES: usize = 10_000;
 
 /// A client of registries, by the OCI distribution specification 1.1.
 ///
@@ -401,100 +399,6 @@ impl Registry {
             return Ok(());
         }
         self.note_referrer(target, document.descriptor(), document.bytes())
-    }
-
-    /// The tags of the repository of `name`, in the registry's order.
-    ///
-    /// # Errors
-    ///
-    /// See [`Registry`].
-    pub fn tags(&self, name: &Reference) -> Result<Vec<String>> {
-        #[derive(Deserialize)]
-        struct Page {
-            #[serde(default, deserialize_with = "null_as_default")]
-            tags: Vec<String>,
-        }
-        let endpoint = self.endpoint(name.registry())?;
-        let first = endpoint.url(name.repository(), "tags/list");
-        let scopes = [scope(name.repository(), "pull")];
-        self.pages(
-            &endpoint,
-            "list the tags of",
-            first,
-            &scopes,
-            |page: Page| page.tags,
-        )
-    }
-
-    /// The repositories of `registry` (`HOST[:PORT]`). Many registries do not tell.
-    ///
-    /// # Errors
-    ///
-    /// See [`Registry`].
-    pub fn catalog(&self, registry: &str) -> Result<Vec<String>> {
-        #[derive(Deserialize)]
-        struct Page {
-            #[serde(default, deserialize_with = "null_as_default")]
-            repositories: Vec<String>,
-        }
-        let endpoint = self.endpoint(registry)?;
-        let first = endpoint.root_url("_catalog");
-        let scopes = ["registry:catalog:*".to_owned()];
-        self.pages(
-            &endpoint,
-            "list the repositories of",
-            first,
-            &scopes,
-            |page: Page| page.repositories,
-        )
-    }
-
-    fn pages<P: DeserializeOwned>(
-        &self,
-        endpoint: &Endpoint,
-        operation: &'static str,
-        first: String,
-        scopes: &[String],
-        items: impl Fn(P) -> Vec<String>,
-    ) -> Result<Vec<String>> {
-        let limits = &self.http.options.limits;
-        let mut all = Vec::new();
-        let mut next = Some(first);
-        for _ in 0..MAX_PAGES {
-            let Some(address) = next else {
-                return Ok(all);
-            };
-            let request = Request::new(operation, Method::GET, address);
-            let (page, following) = endpoint.request(&request, scopes, |mut answer| {
-                if answer.status != 200 {
-                    return Err(answer.refused(operation).into());
-                }
-                let bytes = answer.read(operation, limits.document_bytes)?;
-                let page: P = parse(&answer.url, &bytes)?;
-                let following = answer
-                    .header("link")
-                    .and_then(url::next_page)
-                    .map(|link| url::join(&request.url, link))
-                    .transpose()?;
-                Ok((page, following))
-            })?;
-            all.extend(items(page));
-            if all.len() as u64 > limits.entries {
-                return Err(Error::Limit {
-                    what: "a list",
-                    found: all.len() as u64,
-                    unit: "entries",
-                    limit: limits.entries,
-                    setting: "entries",
-                });
-            }
-            next = following;
-        }
-        Err(Error::BadResponse {
-            url: url::shown(&next.unwrap_or_default()),
-            reason: "its list has no end",
-            found: format!("{MAX_PAGES} pages"),
-        })
     }
 
     /// Deletes the manifest `name`: with a digest, the manifest and with it every tag that leads to it; with a tag

@@ -1,7 +1,12 @@
 //! Texts within a Dockerfile: `<<NAME`.
 
+use std::sync::Arc;
+
+use super::diagnostic::Diagnostic;
 use super::expand::Expander;
-use super::instruction::{Heredoc, Word};
+use super::instruction::{Heredoc, InstructionKind, TransferSource, Word};
+use super::lines::{Lines, without_end};
+use super::source::{Source, Span};
 
 /// A heredoc that `word` announces, still without its text.
 pub(super) fn announced(word: &Word) -> Option<Heredoc> {
@@ -39,4 +44,47 @@ pub(super) fn announced(word: &Word) -> Option<Heredoc> {
         descriptor: descriptor.parse().unwrap_or(0),
         span: word.span,
     })
+}
+
+/// Reads the text of a heredoc from the lines that follow, up to the one that ends it.
+pub(super) fn read(
+    source: &Arc<Source>,
+    lines: &mut Lines<'_>,
+    mut heredoc: Heredoc,
+) -> Result<Heredoc, Diagnostic> {
+    let start = lines.position();
+    while let Some((end, line)) = lines.physical() {
+        let mut line = without_end(line);
+        if heredoc.strip_tabs {
+            line = line.trim_start_matches('\t');
+        }
+        if line == heredoc.name {
+            source
+                .slice(Span::new(start, end))
+                .clone_into(&mut heredoc.contents);
+            return Ok(heredoc);
+        }
+    }
+    Err(Diagnostic::error(
+        source,
+        heredoc.span,
+        format!("the text {:?} does not end", heredoc.name),
+    )
+    .label(format!("a line `{}` must follow", heredoc.name)))
+}
+
+/// The heredocs of an instruction.
+pub(super) fn of(kind: &InstructionKind) -> Vec<&Heredoc> {
+    match kind {
+        InstructionKind::Run { heredocs, .. } => heredocs.iter().collect(),
+        InstructionKind::Copy(transfer) | InstructionKind::Add(transfer) => transfer
+            .sources
+            .iter()
+            .filter_map(|source| match source {
+                TransferSource::Heredoc(heredoc) => Some(heredoc),
+                TransferSource::Path(_) => None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
 }

@@ -9,7 +9,7 @@ use super::flags::Flags;
 use super::instruction::{
     Check, Command, Heredoc, Instruction, InstructionKind, NAMES, Transfer, TransferSource, Word,
 };
-use super::lines::{Lines, LogicalLine, without_end};
+use super::lines::{Lines, LogicalLine};
 use super::source::{Source, Span};
 use super::words::Part;
 use super::{Dockerfile, Stage, checks, health, heredoc, mount, step};
@@ -255,7 +255,7 @@ impl Parser<'_, '_> {
                 };
                 may_be_trigger(self.source, &instruction)?;
                 let mut text = rest.text().to_owned();
-                for heredoc in heredocs(&instruction.kind) {
+                for heredoc in heredoc::of(&instruction.kind) {
                     text.push('\n');
                     text.push_str(&heredoc.contents);
                     text.push_str(&heredoc.name);
@@ -570,47 +570,11 @@ impl Parser<'_, '_> {
     /// Reads the texts that a line has announced.
     fn contents(&mut self, announced: Vec<Heredoc>) -> Parsed<Vec<Heredoc>> {
         let mut read = Vec::new();
-        for mut heredoc in announced {
-            let start = self.lines.position();
-            let end = loop {
-                let Some((at, line)) = self.lines.physical() else {
-                    return Err(self
-                        .error(
-                            heredoc.span,
-                            format!("the text {:?} does not end", heredoc.name),
-                        )
-                        .label(format!("a line `{}` must follow", heredoc.name)));
-                };
-                let mut line = without_end(line);
-                if heredoc.strip_tabs {
-                    line = line.trim_start_matches('\t');
-                }
-                if line == heredoc.name {
-                    self.end = self.lines.position();
-                    break at;
-                }
-            };
-            self.source
-                .slice(Span::new(start, end))
-                .clone_into(&mut heredoc.contents);
-            read.push(heredoc);
+        for heredoc in announced {
+            read.push(heredoc::read(self.source, self.lines, heredoc)?);
+            self.end = self.lines.position();
         }
         Ok(read)
-    }
-}
-
-fn heredocs(kind: &InstructionKind) -> Vec<&Heredoc> {
-    match kind {
-        InstructionKind::Run { heredocs, .. } => heredocs.iter().collect(),
-        InstructionKind::Copy(transfer) | InstructionKind::Add(transfer) => transfer
-            .sources
-            .iter()
-            .filter_map(|source| match source {
-                TransferSource::Heredoc(heredoc) => Some(heredoc),
-                TransferSource::Path(_) => None,
-            })
-            .collect(),
-        _ => Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use ureq::http::Method;
 
 use super::endpoint::scope;
 use super::http::Request;
+use super::list::MAX_PAGES;
 use super::push::Target;
 use super::{Registry, parse, url};
 use crate::artifact::{self, Artifact, fallback_tag};
@@ -110,7 +111,7 @@ impl Registry {
         let scopes = [scope(name.repository(), "pull")];
         let mut all: Vec<Descriptor> = Vec::new();
         let mut next = Some(address);
-        for _ in 0..super::MAX_PAGES {
+        for _ in 0..MAX_PAGES {
             let Some(address) = next else {
                 return Ok(Some(all));
             };
@@ -150,7 +151,7 @@ impl Registry {
         Err(Error::BadResponse {
             url: url::shown(&next.unwrap_or_default()),
             reason: "its list has no end",
-            found: format!("{} pages", super::MAX_PAGES),
+            found: format!("{MAX_PAGES} pages"),
         })
     }
 
