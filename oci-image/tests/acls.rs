@@ -2,15 +2,13 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
 
-use common::{Arena, Head, Tar, unpack_with};
-use oci_image::{
-    IdRange, Limits, Ownership, SkipReason, UnpackOptions, Unpacker, Whiteouts, Xattrs,
-};
+use common::beside_tar::{XATTRS, facts, ours, theirs};
+use common::{Arena, Head, Tar, tar_directory, unpack_with};
+use oci_image::{IdRange, Ownership, SkipReason, UnpackOptions, Whiteouts, Xattrs};
 
 const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
@@ -52,29 +50,6 @@ fn get(path: &Path, name: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// Name, mode and both lists.
-type Facts = (String, u32, Option<Vec<u8>>, Option<Vec<u8>>);
-
-/// What there is in a tree.
-fn facts(root: &Path) -> Vec<Facts> {
-    let mut todo = vec![root.to_owned()];
-    let mut facts = Vec::new();
-    while let Some(path) = todo.pop() {
-        let stat = fs::symlink_metadata(&path).unwrap();
-        if stat.is_dir() {
-            todo.extend(
-                fs::read_dir(&path)
-                    .unwrap()
-                    .map(|entry| entry.unwrap().path()),
-            );
-        }
-        let name = path.strip_prefix(root).unwrap().display().to_string();
-        facts.push((name, stat.mode(), get(&path, ACCESS), get(&path, DEFAULT)));
-    }
-    facts.sort();
-    facts
-}
-
 #[test]
 #[ignore = "needs root"]
 fn lists_are_those_that_gnu_tar_sets() {
@@ -90,43 +65,17 @@ fn lists_are_those_that_gnu_tar_sets() {
     // What is in the directory has no list, though one made there now would get this one.
     set(&tree.join("d"), DEFAULT, &named(12_347, 54_323));
     let archive = dir.path().join("archive.tar");
-    for arguments in [&["--acls"][..], &["--xattrs", "--xattrs-include=*"]] {
-        let status = Command::new("tar")
-            .args(["--format=posix", "--numeric-owner"])
-            .args(arguments)
-            .arg("-C")
-            .arg(&tree)
-            .arg("-cf")
-            .arg(&archive)
-            .arg(".")
-            .status()
-            .unwrap();
-        assert!(status.success());
-        let ours = dir.path().join("ours");
-        let theirs = dir.path().join("theirs");
-        fs::create_dir(&ours).unwrap();
-        fs::create_dir(&theirs).unwrap();
-        let status = Command::new("tar")
-            .args(["--numeric-owner", "-p"])
-            .args(arguments)
-            .arg("-C")
-            .arg(&theirs)
-            .arg("-xf")
-            .arg(&archive)
-            .status()
-            .unwrap();
-        assert!(status.success());
-        let report = Unpacker::new(UnpackOptions::new(Whiteouts::Apply), Limits::default())
-            .unpack(
-                std::io::BufReader::new(File::open(&archive).unwrap()),
-                File::open(&ours).unwrap(),
-            )
-            .unwrap();
-        assert_eq!(report.skipped, []);
-        assert_eq!(facts(&ours), facts(&tree), "{arguments:?}");
-        assert_eq!(facts(&ours), facts(&theirs), "{arguments:?}");
-        fs::remove_dir_all(&ours).unwrap();
-        fs::remove_dir_all(&theirs).unwrap();
+    for attributes in [&["--acls"][..], XATTRS] {
+        let format = [&["--format=posix", "--numeric-owner"], attributes].concat();
+        tar_directory(&tree, &archive, &format);
+        let (one, two) = (dir.path().join("ours"), dir.path().join("theirs"));
+        assert_eq!(ours(&archive, &one).unwrap(), []);
+        let output = theirs(&archive, &two, attributes);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(facts(&one), facts(&tree), "{attributes:?}");
+        assert_eq!(facts(&one), facts(&two), "{attributes:?}");
+        fs::remove_dir_all(&one).unwrap();
+        fs::remove_dir_all(&two).unwrap();
     }
 }
 

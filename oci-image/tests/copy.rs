@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Arena, Tar, gzip, layout, layout_by, options};
+use common::{Arena, Tar, assert_cause, gzip_layer, layout, layout_by, options, plain_layer};
 use oci_image::{Algorithm, Destination, Error, Image, Store, Whiteouts, copy, open};
 
 fn source(path: &Path) -> Image {
@@ -14,19 +14,14 @@ fn source(path: &Path) -> Image {
         .file("etc/.wh.motd", "")
         .file("etc/issue", "two\n")
         .end();
-    let gzip_type = "application/vnd.oci.image.layer.v1.tar+gzip";
     layout(
         path,
         "latest",
         &[
-            (gzip_type, first.clone(), gzip(&first)),
-            (
-                "application/vnd.oci.image.layer.v1.tar",
-                second.clone(),
-                second,
-            ),
+            gzip_layer(&first),
+            plain_layer(&second),
             // Twice, as empty layers often are.
-            (gzip_type, first.clone(), gzip(&first)),
+            gzip_layer(&first),
         ],
     );
     open(path).unwrap()
@@ -34,12 +29,7 @@ fn source(path: &Path) -> Image {
 
 fn contents(image: &Image) -> Vec<(String, String)> {
     let arena = Arena::new();
-    image
-        .unpack_flat(
-            fs::File::open(arena.root()).unwrap(),
-            &options(Whiteouts::Apply),
-        )
-        .unwrap();
+    arena.unpack(image).unwrap();
     let mut files: Vec<_> = fs::read_dir(arena.root().join("etc"))
         .unwrap()
         .map(|entry| {
@@ -144,17 +134,11 @@ fn damage_is_noticed_and_leaves_nothing() {
             &format!("{form}:{}", path.display()).parse().unwrap(),
         )
         .unwrap_err();
-        assert!(
-            matches!(error.cause(), Error::DigestMismatch { .. }),
-            "{error}"
-        );
+        assert_cause!(error, Error::DigestMismatch { .. });
         assert!(error.to_string().contains("source"), "{error}");
         if form == "oci" {
             let found = open(&path).unwrap_err();
-            assert!(
-                matches!(found.cause(), Error::NoSuchImage { .. }),
-                "{found}"
-            );
+            assert_cause!(found, Error::NoSuchImage { .. });
             assert!(!path.join("blobs/sha256").join(layer.digest.hex()).exists());
         }
     }
@@ -178,7 +162,7 @@ fn an_existing_file_is_not_overwritten() {
             &format!("{form}:{}", path.display()).parse().unwrap(),
         )
         .unwrap_err();
-        assert!(matches!(error.cause(), Error::Io { .. }), "{error}");
+        assert_cause!(error, Error::Io { .. });
     }
     assert_eq!(fs::read(&path).unwrap(), b"keep");
 }
@@ -189,13 +173,7 @@ fn digests_by_sha512_are_kept() {
     let at = |name: &str| dir.path().join(name);
     let layer = Tar::new().file("etc/motd", "hello\n").end();
     let above = Tar::new().file("etc/issue", "two\n").end();
-    let layers = [layer, above].map(|tar| {
-        (
-            "application/vnd.oci.image.layer.v1.tar+gzip",
-            tar.clone(),
-            gzip(&tar),
-        )
-    });
+    let layers = [layer, above].map(|tar| gzip_layer(&tar));
     let digest = layout_by(Algorithm::Sha512, &at("source"), "x", &layers);
     let image = open(at("source")).unwrap();
     let expected = contents(&image);
@@ -233,10 +211,7 @@ fn digests_by_sha512_are_kept() {
         &format!("oci:{}", at("other").display()).parse().unwrap(),
     )
     .unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::DigestMismatch { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::DigestMismatch { .. });
 }
 
 #[test]

@@ -5,8 +5,9 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use common::{Arena, unpack};
+use common::{Arena, run, unpack};
 use oci_image::{ChangeKind, Compression, Entry, EntryKind, LayerWriter, PackOptions, diff};
 
 /// Two directories with the same files, the second ready to be changed.
@@ -20,12 +21,8 @@ impl Pair {
         fs::write(pair.old().join("one"), "linked").unwrap();
         fs::hard_link(pair.old().join("one"), pair.old().join("two")).unwrap();
         symlink("one", pair.old().join("link")).unwrap();
-        let status = std::process::Command::new("cp")
-            .args(["-a", "old", "new"])
-            .current_dir(pair.0.path())
-            .status()
-            .unwrap();
-        assert!(status.success());
+        let copy = ["-a", "old", "new"];
+        run(Command::new("cp").args(copy).current_dir(pair.0.path()));
         pair
     }
 

@@ -2,30 +2,18 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs::{self};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use common::{Arena, Head, Tar, gzip, layout, options};
-use oci_image::{
-    Digest, Error, Image, Limits, Platform, Source, Store, TarReader, Whiteouts, open,
-};
-
-const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+use common::{Arena, Head, Tar, gzip, gzip_layer, layout, open_with, options};
+use oci_image::{Digest, Error, Image, Store, TarReader, Whiteouts, open};
 
 /// A layout with a good layer and `archive` above it; the latter's digest as it is stored.
 fn image_of(dir: &Path, archive: &[u8]) -> Digest {
     let below = Tar::new().dir("etc/").file("etc/below", "below").end();
-    let stored = gzip(archive);
-    layout(
-        dir,
-        "damaged",
-        &[
-            (GZIP, below.clone(), gzip(&below)),
-            (GZIP, archive.to_vec(), stored.clone()),
-        ],
-    );
-    Digest::sha256(&stored)
+    layout(dir, "damaged", &[gzip_layer(&below), gzip_layer(archive)]);
+    Digest::sha256(&gzip(archive))
 }
 
 fn named(dir: &Path) -> String {
@@ -33,13 +21,7 @@ fn named(dir: &Path) -> String {
 }
 
 fn unpack(image: &Image) -> Error {
-    let arena = Arena::new();
-    image
-        .unpack_flat(
-            File::open(arena.root()).unwrap(),
-            &options(Whiteouts::Apply),
-        )
-        .unwrap_err()
+    Arena::new().unpack(image).unwrap_err()
 }
 
 #[track_caller]
@@ -124,12 +106,7 @@ fn what_is_too_large_is_named_with_the_entry() {
         .file("many/records", "")
         .end();
     let layer = image_of(dir.path(), &archive);
-    let mut limits = Limits::default();
-    limits.extension_bytes = 1000;
-    let image = Source::open_with(dir.path(), limits)
-        .unwrap()
-        .image(None, &Platform::host())
-        .unwrap();
+    let image = open_with(dir.path(), |limits| limits.extension_bytes = 1000);
     let name = dir.path().display().to_string();
     assert_holds(
         &unpack(&image),

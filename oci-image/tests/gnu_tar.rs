@@ -3,37 +3,18 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::process::Command;
 
+use common::beside_tar::{NEW, XATTRS, facts, ours, theirs};
 use common::damage::damaged;
 use common::trees::{config, entries, options, tree};
-use oci_image::{
-    Error, LayerWriter, Limits, SkipReason, Skipped, TarReader, UnpackOptions, Unpacker, Whiteouts,
-};
+use common::{run, tar_directory};
+use oci_image::{LayerWriter, Limits, SkipReason, Skipped, TarReader};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-
-fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut names = vec![0; 64 << 10];
-    let n = rustix::fs::llistxattr(path, names.as_mut_slice()).unwrap();
-    names[..n]
-        .split(|&b| b == 0)
-        .filter(|name| !name.is_empty())
-        .map(|name| {
-            let mut value = vec![0; 64 << 10];
-            let n = rustix::fs::lgetxattr(path, name, value.as_mut_slice()).unwrap();
-            (
-                String::from_utf8_lossy(name).into_owned(),
-                value[..n].to_vec(),
-            )
-        })
-        .collect()
-}
 
 /// Whether the filesystem has attributes of users. On tmpfs it does from Linux 6.6 on.
 fn has_user_xattrs(dir: &Path) -> bool {
@@ -43,93 +24,6 @@ fn has_user_xattrs(dir: &Path) -> bool {
         Err(rustix::io::Errno::OPNOTSUPP) => false,
         Err(errno) => panic!("{errno}"),
     }
-}
-
-/// The time of a directory that was changed during the test.
-const NEW: &str = "new";
-
-/// Everything that can be known of a tree, by name.
-fn facts(root: &Path) -> BTreeMap<String, String> {
-    let mut facts = BTreeMap::new();
-    let mut todo = vec![root.to_owned()];
-    let mut inodes = BTreeMap::new();
-    while let Some(path) = todo.pop() {
-        let stat = fs::symlink_metadata(&path).unwrap();
-        let name = path.strip_prefix(root).unwrap().display().to_string();
-        let contents = if stat.is_file() {
-            oci_image::Digest::sha256(&fs::read(&path).unwrap()).to_string()
-        } else if stat.is_symlink() {
-            fs::read_link(&path).unwrap().display().to_string()
-        } else {
-            stat.rdev().to_string()
-        };
-        if stat.is_dir() {
-            let mut names: Vec<_> = fs::read_dir(&path)
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-                .collect();
-            names.sort();
-            todo.extend(names.into_iter().rev());
-        }
-        let links = if stat.is_dir() {
-            String::new()
-        } else {
-            inodes
-                .entry(stat.ino())
-                .or_insert_with(|| name.clone())
-                .clone()
-        };
-        let attributes: Vec<String> = xattrs(&path)
-            .into_iter()
-            .map(|(name, value)| format!("{name}={value:x?}"))
-            .collect();
-        // A directory that no entry speaks of is of the moment when it was made.
-        let is_new = stat.is_dir()
-            && (stat.modified().unwrap().elapsed()).is_ok_and(|age| age < Duration::from_hours(1));
-        let modified = if is_new {
-            NEW.to_owned()
-        } else {
-            format!("{}.{:09}", stat.mtime(), stat.mtime_nsec())
-        };
-        let fact = format!(
-            "{:o} {}:{} {modified} {contents} {links} {attributes:?}",
-            stat.mode(),
-            stat.uid(),
-            stat.gid(),
-        );
-        facts.insert(name, fact);
-    }
-    facts
-}
-
-/// Unpacks as we do it, and tells what was left out.
-fn ours(archive: &Path, dir: &Path) -> Result<Vec<Skipped>, Error> {
-    fs::create_dir(dir).unwrap();
-    Unpacker::new(UnpackOptions::new(Whiteouts::Apply), Limits::default())
-        .unpack(
-            std::io::BufReader::new(File::open(archive).unwrap()),
-            File::open(dir).unwrap(),
-        )
-        .map(|report| report.skipped)
-}
-
-/// Unpacks as GNU tar does it.
-fn theirs(archive: &Path, dir: &Path) -> Output {
-    fs::create_dir(dir).unwrap();
-    Command::new("tar")
-        .args([
-            "--numeric-owner",
-            "--xattrs",
-            "--xattrs-include=*",
-            "-p",
-            "-C",
-        ])
-        .arg(dir)
-        .arg("-xf")
-        .arg(archive)
-        .env("LC_ALL", "C")
-        .output()
-        .unwrap()
 }
 
 #[test]
@@ -147,12 +41,7 @@ fn the_result_is_that_of_gnu_tar() {
         touch "$(printf 'name with\nnewline')" "$(printf '\377latin')" "$(printf 'n%.0s' $(seq 200))" &&
         mkdir -p $(printf 'deep%.0s/' $(seq 40)) && ln -s "$(printf 't%.0s' $(seq 180))" long
     "#;
-    let status = Command::new("sh")
-        .args(["-ec", script, "sh"])
-        .arg(&tree)
-        .status()
-        .unwrap();
-    assert!(status.success());
+    run(Command::new("sh").args(["-ec", script, "sh"]).arg(&tree));
     for format in [
         &["--format=posix"][..],
         &["--format=gnu"],
@@ -162,20 +51,11 @@ fn the_result_is_that_of_gnu_tar() {
         &["--format=posix", "--sparse", "--sparse-version=0.1"],
     ] {
         let archive = dir.path().join("archive.tar");
-        let status = Command::new("tar")
-            .args(format)
-            .arg("-C")
-            .arg(&tree)
-            .arg("-cf")
-            .arg(&archive)
-            .arg(".")
-            .status()
-            .unwrap();
-        assert!(status.success());
+        tar_directory(&tree, &archive, format);
         let (one, two) = (dir.path().join("ours"), dir.path().join("theirs"));
         let skipped = ours(&archive, &one).unwrap_or_else(|error| panic!("{format:?}: {error}"));
         assert_eq!(skipped, [], "{format:?}");
-        let output = theirs(&archive, &two);
+        let output = theirs(&archive, &two, XATTRS);
         assert!(output.status.success(), "{format:?}: {output:?}");
         assert_eq!(facts(&one), facts(&two), "{format:?}");
         fs::remove_dir_all(&one).unwrap();
@@ -203,7 +83,7 @@ fn random_archives_give_what_gnu_tar_gives() {
             skipped.retain(|s| !of_a_user(s));
         }
         assert_eq!(skipped, [], "{tree:?}");
-        let output = theirs(&archive, &two);
+        let output = theirs(&archive, &two, XATTRS);
         assert!(output.status.success(), "{output:?} {tree:?}");
         let (one, two) = (facts_below(&one), facts_below(&two));
         assert_eq!(one, two, "{tree:?}");
@@ -249,7 +129,7 @@ fn damaged_archives_give_what_gnu_tar_gives_or_are_refused() {
         if !whole || excuse(&bytes).is_some() {
             continue;
         }
-        let output = theirs(&archive, &two);
+        let output = theirs(&archive, &two, XATTRS);
         if !output.status.success() {
             continue;
         }

@@ -6,15 +6,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use common::{Arena, Tar, layout, options};
-use oci_image::{Error, Image, MediaType, Reference, Store, Whiteouts, open};
+use common::{Arena, Tar, assert_cause, layout, options, plain_layer};
+use oci_image::{Error, Image, Reference, Store, Whiteouts, open};
 
 /// An image of plain layers.
 fn image(path: &Path, layers: &[Vec<u8>]) -> Image {
-    let layers: Vec<_> = layers
-        .iter()
-        .map(|tar| (MediaType::OCI_LAYER, tar.clone(), tar.clone()))
-        .collect();
+    let layers: Vec<_> = layers.iter().map(|tar| plain_layer(tar)).collect();
     layout(path, "latest", &layers);
     open(path).unwrap()
 }
@@ -97,19 +94,13 @@ fn the_lowest_bad_layer_is_named_and_none_above_is_kept_that_needs_it() {
     let layers = chain();
     let path = arena.root().join("image");
     // What is stored is not what the configuration says.
-    let mut listed: Vec<_> = layers
-        .iter()
-        .map(|tar| (MediaType::OCI_LAYER, tar.clone(), tar.clone()))
-        .collect();
+    let mut listed: Vec<_> = layers.iter().map(|tar| plain_layer(tar)).collect();
     listed[0].2[1024] ^= 1;
     layout(&path, "latest", &listed);
     let image = open(&path).unwrap();
     let bad = image.layers().next().unwrap().descriptor().digest.clone();
     let error = unpack(&image, &directories(&arena.root(), 10)).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::DigestMismatch { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::DigestMismatch { .. });
     assert!(error.to_string().contains(&bad.to_string()), "{error}");
 
     let store = Store::open(arena.root().join("store")).unwrap();
@@ -132,10 +123,7 @@ fn a_root_that_hides_all_below_ends_the_search() {
     ];
     let image = image(&arena.root().join("image"), &layers);
     let error = unpack(&image, &directories(&arena.root(), 3)).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::HardlinkTarget { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::HardlinkTarget { .. });
 }
 
 #[test]
@@ -143,10 +131,10 @@ fn one_directory_for_each_layer_is_wanted() {
     let arena = Arena::new();
     let image = image(&arena.root().join("image"), &chain());
     let error = unpack(&image, &directories(&arena.root(), 2)).unwrap_err();
-    assert!(matches!(error.cause(), Error::BadValue { .. }), "{error}");
+    assert_cause!(error, Error::BadValue { .. });
     let roots: Vec<File> = (0..10).map(|_| File::open(arena.root()).unwrap()).collect();
     let error = image
         .unpack_layers(&roots, &options(Whiteouts::Apply))
         .unwrap_err();
-    assert!(matches!(error.cause(), Error::BadValue { .. }), "{error}");
+    assert_cause!(error, Error::BadValue { .. });
 }

@@ -5,8 +5,8 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use common::{Arena, Head, Tar, options, unpack, unpack_with};
-use oci_image::{Error, Limits, TarProblem, Unpacker, Whiteouts};
+use common::{Arena, Head, Tar, assert_cause, options, unpack, unpack_with};
+use oci_image::{Error, Limits, MediaType, TarProblem, Unpacker, Whiteouts};
 
 /// Unpacks into a fresh arena, both ways; the neighbour stays as it was. Returns what was said the second time.
 fn attack(archive: &[u8]) -> Result<(), Error> {
@@ -256,7 +256,7 @@ fn a_hard_link_to_itself_and_to_a_directory() {
         &arena.root(),
     )
     .unwrap_err();
-    assert!(matches!(error.cause(), Error::Unpack { .. }), "{error}");
+    assert_cause!(error, Error::Unpack { .. });
 }
 
 #[test]
@@ -692,32 +692,17 @@ fn bombs_stop_at_the_caps() {
         common::layout(
             &path,
             "x",
-            &[(
-                "application/vnd.oci.image.layer.v1.tar+gzip",
-                plain.clone(),
-                stored,
-            )],
+            &[(MediaType::OCI_LAYER_GZIP, plain.clone(), stored)],
         );
-        let mut limits = Limits::default();
-        limits.layer_bytes = 1 << 20;
-        let image = oci_image::Source::open_with(&path, limits)
-            .unwrap()
-            .image(None, &oci_image::Platform::host())
-            .unwrap();
+        let image = common::open_with(&path, |limits| limits.layer_bytes = 1 << 20);
         let arena = Arena::new();
-        let root = File::open(arena.root()).unwrap();
-        let error = image
-            .unpack_flat(&root, &options(Whiteouts::Apply))
-            .unwrap_err();
-        assert!(
-            matches!(
-                error.cause(),
-                Error::Limit {
-                    setting: "layer_bytes",
-                    ..
-                }
-            ),
-            "{error}"
+        let error = arena.unpack(&image).unwrap_err();
+        assert_cause!(
+            error,
+            Error::Limit {
+                setting: "layer_bytes",
+                ..
+            }
         );
         assert!(fs::metadata(arena.root().join("zeros")).unwrap().len() <= 1 << 20);
     }

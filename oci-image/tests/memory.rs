@@ -7,8 +7,8 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::{Arena, Head, Tar, gzip, layout, options, unpack};
-use oci_image::{Error, Limits, MediaType, Source, Unpacker, Whiteouts, open};
+use common::{Arena, Head, Tar, assert_cause, gzip, layout, noise, open_with, options, unpack};
+use oci_image::{Error, Limits, MediaType, Unpacker, Whiteouts, open};
 
 const MIB: u64 = 1 << 20;
 
@@ -51,14 +51,7 @@ fn large(files: usize, large: usize) -> Vec<u8> {
         }
         tar = tar.file(format!("dir{}/file{number}", number / 100), "contents");
     }
-    let mut state = 1u32;
-    let contents: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state.to_le_bytes()[3]
-    })
-    .take(large)
-    .collect();
-    tar.file("large", contents).end()
+    tar.file("large", noise(large)).end()
 }
 
 #[test]
@@ -200,19 +193,14 @@ fn bombs_take_little() {
     for (number, (kind, blob)) in stored.into_iter().enumerate() {
         let path = path.join(number.to_string());
         layout(&path, "latest", &[(kind, Vec::new(), blob)]);
-        let mut limits = Limits::default();
-        limits.layer_bytes = 16 << 20;
-        let image = Source::open_with(&path, limits)
-            .unwrap()
-            .image(None, &oci_image::Platform::host())
-            .unwrap();
+        let image = open_with(&path, |limits| limits.layer_bytes = 16 << 20);
         let target = arena.root().join(format!("target{number}"));
         fs::create_dir(&target).unwrap();
         let root = File::open(&target).unwrap();
         let grown = growth(|| {
             let layer = image.layers().next().unwrap();
             let error = layer.unpack(&root, &options(Whiteouts::Apply)).unwrap_err();
-            assert!(matches!(error.cause(), Error::Limit { .. }), "{error}");
+            assert_cause!(error, Error::Limit { .. });
         });
         assert!(grown < 16 * MIB, "{grown}");
     }
@@ -230,11 +218,8 @@ fn a_zstandard_frame_that_refers_far_back_is_refused() {
         "latest",
         &[(MediaType::OCI_LAYER_ZSTD, tar, blob)],
     );
-    let read = |limits: Limits| {
-        let image = Source::open_with(arena.root(), limits)
-            .unwrap()
-            .image(None, &oci_image::Platform::host())
-            .unwrap();
+    let read = |set: fn(&mut Limits)| {
+        let image = open_with(&arena.root(), set);
         let target = tempfile::tempdir().unwrap();
         image
             .layers()
@@ -242,20 +227,15 @@ fn a_zstandard_frame_that_refers_far_back_is_refused() {
             .unwrap()
             .unpack(File::open(&target).unwrap(), &options(Whiteouts::Apply))
     };
-    let error = read(Limits::default()).unwrap_err();
-    assert!(
-        matches!(
-            error.cause(),
-            Error::Limit {
-                setting: "zstd_window_bytes",
-                ..
-            }
-        ),
-        "{error}"
+    let error = read(|_| ()).unwrap_err();
+    assert_cause!(
+        error,
+        Error::Limit {
+            setting: "zstd_window_bytes",
+            ..
+        }
     );
-    let mut limits = Limits::default();
-    limits.zstd_window_bytes = 128 << 20;
-    read(limits).unwrap();
+    read(|limits| limits.zstd_window_bytes = 128 << 20).unwrap();
 }
 
 #[test]

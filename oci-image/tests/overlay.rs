@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Arena, unpack_with};
+use common::{Arena, run, unpack_with};
 use oci_image::{
     Compression, Entry, EntryKind, LayerWriter, Metadata, PackOptions, UnpackOptions, Whiteouts,
     diff, walk,
@@ -56,12 +56,9 @@ fn a_layer_of_the_changes_gives_what_the_overlay_showed() {
     let arena = Arena::new();
     let base = arena.root();
     // The mount is seen by nobody else, and ends with the script.
-    let output = Command::new("unshare")
+    run(Command::new("unshare")
         .args(["--mount", "sh", "-ec", CHANGE, "sh"])
-        .arg(&base)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
+        .arg(&base));
     let options = PackOptions::new().compression(Compression::None);
     let mut writer = LayerWriter::new(Vec::new(), options).unwrap();
     writer.append_all(changes(&base.join("upper"))).unwrap();

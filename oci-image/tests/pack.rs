@@ -7,10 +7,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use common::{Arena, options, unpack};
+use common::{Arena, unpack};
 use oci_image::{
     Compression, Entry, EntryKind, Error, ImageBuilder, LayerWriter, LayoutWriter, Metadata,
-    PackOptions, PackedLayer, Platform, Whiteouts, open, walk,
+    PackOptions, PackedLayer, Platform, open, walk,
 };
 
 fn pack(directory: &Path, options: &PackOptions) -> (PackedLayer, Vec<u8>) {
@@ -214,12 +214,7 @@ fn a_layout_holds_several_images_and_replaces_by_name() {
         ["one", "two"]
     );
     let arena = Arena::new();
-    at("one")
-        .unpack_flat(
-            File::open(arena.root()).unwrap(),
-            &options(Whiteouts::Apply),
-        )
-        .unwrap();
+    arena.unpack(&at("one")).unwrap();
     assert_eq!(fs::read(arena.root().join("text")).unwrap(), b"changed");
     let process = at("two").process(&["/etc/passwd".to_owned()]).unwrap();
     assert_eq!(process.args, ["/bin/cat", "/etc/passwd"]);

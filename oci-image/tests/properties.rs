@@ -11,7 +11,7 @@ use std::process::Command;
 use common::damage::damaged;
 use common::tar_crate::{both_read, disagreement};
 use common::trees::{config, entries, options, tree};
-use common::{Arena, Head, Tar, unpack};
+use common::{Arena, Head, Tar, run, unpack};
 use oci_image::{LayerWriter, Limits, TarKind, TarReader, walk};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -158,17 +158,9 @@ fn has_gnu_times(archive: &[u8]) -> bool {
 /// Compares what Python reads of each archive with what we read.
 fn python_agrees(archives: &[(PathBuf, Vec<Seen>)]) {
     for chunk in archives.chunks(500) {
-        let output = Command::new("python3")
+        let lines = run(Command::new("python3")
             .args(["-c", PYTHON])
-            .args(chunk.iter().map(|(path, _)| path))
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let lines = String::from_utf8(output.stdout).unwrap();
+            .args(chunk.iter().map(|(path, _)| path)));
         assert_eq!(lines.lines().count(), chunk.len());
         for (line, (path, list)) in lines.lines().zip(chunk) {
             let theirs: Option<Vec<Seen>> = serde_json::from_str(line).unwrap();

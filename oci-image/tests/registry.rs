@@ -3,21 +3,18 @@
 mod common;
 mod registries;
 
-use std::fs::{self, File};
+use std::fs::{self};
 use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use common::{Arena, Tar, gzip, layout, zstd};
+use common::{Arena, Tar, assert_cause, gzip_layer, layout, run, with_storage, zstd};
 use oci_image::{
     ArtifactBuilder, Credentials, Digest, Document, Error, Image, Index, LayoutWriter, MediaType,
-    Platform, Progress, Reference, Registry, RegistryOptions, Source, Store, Whiteouts, copy, open,
+    Platform, Progress, Reference, Registry, RegistryOptions, Source, Store, copy, open,
 };
 use registries::{DockerRegistry, HTPASSWD, TokenService, tls};
-
-const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// An image of three layers, in a layout.
 fn image(dir: &Path) -> Image {
@@ -29,8 +26,8 @@ fn image(dir: &Path) -> Image {
                 .file("etc/same", format!("{number}"))
                 .end();
             match number {
-                2 => (ZSTD, tar.clone(), zstd(&tar)),
-                _ => (GZIP, tar.clone(), gzip(&tar)),
+                2 => (MediaType::OCI_LAYER_ZSTD, tar.clone(), zstd(&tar)),
+                _ => gzip_layer(&tar),
             }
         })
         .collect();
@@ -45,26 +42,8 @@ fn name(registry: &DockerRegistry, rest: &str) -> Reference {
 
 fn unpacked_file(image: &Image, path: &str) -> Vec<u8> {
     let arena = Arena::new();
-    image
-        .unpack_flat(
-            File::open(arena.root()).unwrap(),
-            &common::options(Whiteouts::Apply),
-        )
-        .unwrap();
+    arena.unpack(image).unwrap();
     fs::read(arena.root().join(path)).unwrap()
-}
-
-#[track_caller]
-fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A client that notes what happens.
@@ -202,7 +181,7 @@ fn skopeo_pulls_what_we_push_and_the_reverse() {
         if format == "v2s2" {
             // Docker's form knows no zstd.
             let tar = Tar::new().file("etc/file1", vec![1; 100_000]).end();
-            layout(&plain, "x", &[(GZIP, tar.clone(), gzip(&tar))]);
+            layout(&plain, "x", &[gzip_layer(&tar)]);
         }
         let from = if format == "oci" { &copied } else { &plain };
         skopeo(&[
@@ -241,14 +220,11 @@ fn repositories_are_listed_and_emptied() {
     assert_eq!(tags, ["1", "2"]);
     // This one cannot delete a tag alone, and says so.
     let error = client.delete(&tagged).unwrap_err();
-    assert!(matches!(error.cause(), Error::Refused { .. }), "{error}");
+    assert_cause!(error, Error::Refused { .. });
     let by_digest = tagged.with_digest(source.manifest().digest().clone());
     client.delete(&by_digest).unwrap();
     let error = client.delete(&by_digest).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::NoSuchImage { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::NoSuchImage { .. });
     let error = client.image(&tagged, &Platform::host()).unwrap_err();
     assert!(error.to_string().contains(&tagged.to_string()), "{error}");
     let layer = &source.manifest().layers[0].digest;
@@ -380,10 +356,7 @@ fn passwords_come_from_settings_files_and_helpers() {
             .credentials("registry.example", Credentials::password("me", "secret")),
     ] {
         let error = push(options).unwrap_err();
-        assert!(
-            matches!(error.cause(), Error::Unauthorized { .. }),
-            "{error}"
-        );
+        assert_cause!(error, Error::Unauthorized { .. });
         assert!(error.to_string().contains("docker login"), "{error}");
     }
     push(RegistryOptions::new().credentials(host, Credentials::password("me", "secret"))).unwrap();
@@ -452,17 +425,11 @@ fn tokens_are_had_from_their_service() {
     };
     let target = name(&registry, "team/app:1");
     let error = me("wrong").push(&source, &target).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::Unauthorized { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::Unauthorized { .. });
     // Nobody may pull, but not push.
     let nobody = Registry::new(RegistryOptions::new());
     let error = nobody.push(&source, &target).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::Unauthorized { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::Unauthorized { .. });
     let client = me("secret");
     client.push(&source, &target).unwrap();
     let pulled = client.image(&target, &Platform::host()).unwrap();
@@ -525,17 +492,7 @@ fn podman_pulls_what_we_push_and_the_reverse() {
     let client = Registry::new(RegistryOptions::new());
     let ours = name(&registry, "ours:1");
     client.push(&source, &ours).unwrap();
-    let podman = |args: &[&str]| {
-        run(Command::new("podman")
-            .args(["--storage-driver", "vfs", "--root"])
-            .arg(dir.path().join("root"))
-            .arg("--runroot")
-            .arg(dir.path().join("run"))
-            .args(args)
-            .env("TMPDIR", dir.path()))
-        .trim()
-        .to_owned()
-    };
+    let podman = |args: &[&str]| with_storage("podman", dir.path(), args);
     podman(&["pull", "--quiet", "--tls-verify=false", &ours.to_string()]);
     let id = podman(&["image", "inspect", "--format", "{{.Id}}", &ours.to_string()]);
     assert_eq!(id, source.config().digest().hex());

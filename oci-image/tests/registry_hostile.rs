@@ -8,31 +8,18 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Tar, gzip, layout};
+use common::{Tar, assert_cause, gzip_layer, layout, noise};
 use oci_image::{
     Credentials, Digest, Error, Image, Limits, Platform, Progress, Reference, Registry,
     RegistryOptions, Result,
 };
 use registries::{Blobs, Seen, Server, head, reply};
 
-const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-
 /// An image with one layer of so many bytes that hardly compress.
 fn blobs(bytes: usize) -> Blobs {
     let dir = tempfile::tempdir().unwrap();
-    let mut state = 1u32;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    })
-    .take(bytes)
-    .collect();
-    let tar = Tar::new().dir("etc/").file("etc/noise", noise).end();
-    layout(
-        &dir.path().join("x"),
-        "x",
-        &[(GZIP, tar.clone(), gzip(&tar))],
-    );
+    let tar = Tar::new().dir("etc/").file("etc/noise", noise(bytes)).end();
+    layout(&dir.path().join("x"), "x", &[gzip_layer(&tar)]);
     Blobs::read(&dir.path().join("x"))
 }
 
@@ -193,13 +180,7 @@ fn one_that_always_breaks_is_given_up() {
         head(stream, 200, &[], Some(blobs.layer.len()));
     });
     let error = pull(options(&server).attempts(3), &server).unwrap_err();
-    assert!(
-        matches!(
-            error.cause(),
-            Error::Truncated { .. } | Error::Network { .. }
-        ),
-        "{error}"
-    );
+    assert_cause!(error, Error::Truncated { .. } | Error::Network { .. });
     let asked = server
         .seen()
         .iter()
@@ -218,17 +199,11 @@ fn wrong_bytes_are_refused() {
     });
     let image = image(options(&server), &server).unwrap();
     let error = read_layer(&image).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::DigestMismatch { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::DigestMismatch { .. });
     let dir = tempfile::tempdir().unwrap();
     let store = oci_image::Store::open(dir.path().join("store")).unwrap();
     let error = store.add(&image, &name(&server)).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::DigestMismatch { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::DigestMismatch { .. });
     assert!(error.to_string().contains(&server.host), "{error}");
     assert!(store.images().unwrap().is_empty());
 }
@@ -260,7 +235,7 @@ fn an_endless_body_ends() {
         while stream.write_all(&[0; 4096]).is_ok() {}
     });
     let error = pull(options(&server), &server).unwrap_err();
-    assert!(matches!(error.cause(), Error::Oversized { .. }), "{error}");
+    assert_cause!(error, Error::Oversized { .. });
     // So does an endless manifest, at the limit for documents.
     let server = Server::start(|request, _, stream| {
         if request.path.contains("/manifests/") {
@@ -276,7 +251,7 @@ fn an_endless_body_ends() {
     let mut limits = Limits::default();
     limits.document_bytes = 100_000;
     let error = pull(options(&server).limits(limits), &server).unwrap_err();
-    assert!(matches!(error.cause(), Error::Limit { .. }), "{error}");
+    assert_cause!(error, Error::Limit { .. });
 }
 
 #[test]
@@ -294,10 +269,7 @@ fn what_stands_still_or_drips_counts_as_broken() {
         });
         let start = Instant::now();
         let error = pull(options(&server).attempts(2).least_rate(1000), &server).unwrap_err();
-        assert!(
-            matches!(error.cause(), Error::Stalled { .. } | Error::Network { .. }),
-            "{error}"
-        );
+        assert_cause!(error, Error::Stalled { .. } | Error::Network { .. });
         assert!(start.elapsed() < Duration::from_secs(10));
     }
 }
@@ -325,10 +297,7 @@ fn an_overloaded_registry_is_given_time() {
     let start = Instant::now();
     let error = pull(options(&server), &server).unwrap_err();
     assert!(start.elapsed() >= Duration::from_secs(1));
-    assert!(
-        matches!(error.cause(), Error::Refused { status: 429, .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::Refused { status: 429, .. });
     assert!(error.to_string().contains("slow down"), "{error}");
     assert_eq!(server.seen().len(), 2);
 }
@@ -392,10 +361,7 @@ fn a_redirects_target_cannot_ask_for_credentials() {
         .credentials(&server.host, Credentials::password("me", "secret"))
         .credentials(&elsewhere.host, Credentials::password("me", "secret"));
     let error = pull(options, &server).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::Refused { status: 401, .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::Refused { status: 401, .. });
     assert!(
         elsewhere
             .seen()
@@ -585,10 +551,7 @@ fn manifests_are_what_they_are_called() {
     let error = Registry::new(options(&server))
         .image(&named, &Platform::host())
         .unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::DigestMismatch { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::DigestMismatch { .. });
 }
 
 #[test]
@@ -691,7 +654,7 @@ fn blobs_are_pulled_side_by_side() {
     let dir = tempfile::tempdir().unwrap();
     let layers = [b"one", b"two"].map(|text| {
         let tar = Tar::new().file("file", text).end();
-        (GZIP, tar.clone(), gzip(&tar))
+        gzip_layer(&tar)
     });
     layout(&dir.path().join("x"), "x", &layers);
     let source = oci_image::open(dir.path().join("x")).unwrap();

@@ -5,43 +5,32 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Arena, Tar, gzip, layout, options, tar_directory, zstd};
-use oci_image::{Digest, Error, Platform, Source, SourceKind, Whiteouts, open};
+use common::{
+    Arena, Layer, Tar, assert_cause, gzip, gzip_layer, layout, noise, plain_layer, tar_directory,
+    zstd,
+};
+use oci_image::{Digest, Error, MediaType, Platform, Source, SourceKind, open};
 
 fn hello() -> Vec<u8> {
     Tar::new().dir("etc/").file("etc/motd", "hello\n").end()
 }
 
-fn gzip_layer() -> (&'static str, Vec<u8>, Vec<u8>) {
-    (
-        "application/vnd.oci.image.layer.v1.tar+gzip",
-        hello(),
-        gzip(&hello()),
-    )
+fn hello_layer() -> Layer {
+    gzip_layer(&hello())
 }
 
 fn assert_unpacks(image: &oci_image::Image) {
     let arena = Arena::new();
-    let root = fs::File::open(arena.root()).unwrap();
-    image
-        .unpack_flat(&root, &options(Whiteouts::Apply))
-        .unwrap();
+    arena.unpack(image).unwrap();
     assert_eq!(fs::read(arena.root().join("etc/motd")).unwrap(), b"hello\n");
 }
 
 #[test]
 fn a_layout_directory_by_path_and_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    layout(dir.path(), "one", &[gzip_layer()]);
+    layout(dir.path(), "one", &[hello_layer()]);
     assert_unpacks(&open(dir.path()).unwrap());
-    layout(
-        dir.path(),
-        "two",
-        &[
-            ("application/vnd.oci.image.layer.v1.tar", hello(), hello()),
-            gzip_layer(),
-        ],
-    );
+    layout(dir.path(), "two", &[plain_layer(&hello()), hello_layer()]);
     let source = Source::open(dir.path()).unwrap();
     assert_eq!(source.kind(), SourceKind::OciLayout);
     assert_eq!(source.names(), ["one", "two"]);
@@ -49,16 +38,10 @@ fn a_layout_directory_by_path_and_by_name() {
     assert_eq!(at("one").unwrap().layers().len(), 1);
     assert_eq!(at("two").unwrap().layers().len(), 2);
     let error = open(dir.path()).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::SeveralImages { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::SeveralImages { .. });
     assert!(error.to_string().contains("one, two"), "{error}");
     let error = at("three").unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::NoSuchImage { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::NoSuchImage { .. });
 }
 
 #[test]
@@ -74,11 +57,7 @@ fn every_compression_is_told_by_its_bytes() {
         layout(
             dir.path(),
             "x",
-            &[(
-                "application/vnd.oci.image.layer.v1.tar+gzip",
-                hello(),
-                stored,
-            )],
+            &[(MediaType::OCI_LAYER_GZIP, hello(), stored)],
         );
         assert_unpacks(&open(dir.path()).unwrap());
     }
@@ -88,9 +67,9 @@ fn every_compression_is_told_by_its_bytes() {
 fn an_oci_archive_plain_and_compressed() {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
-    layout(&tree, "latest", &[gzip_layer()]);
+    layout(&tree, "latest", &[hello_layer()]);
     let archive = dir.path().join("image.tar");
-    tar_directory(&tree, &archive);
+    tar_directory(&tree, &archive, &[]);
     assert_eq!(
         Source::open(&archive).unwrap().kind(),
         SourceKind::OciArchive
@@ -153,10 +132,7 @@ fn a_legacy_docker_archive_with_a_symlinked_layer() {
             assert_unpacks(&image);
         }
         let error = open(format!("{}:hello:2", path.display())).unwrap_err();
-        assert!(
-            matches!(error.cause(), Error::NoSuchImage { .. }),
-            "{error}"
-        );
+        assert_cause!(error, Error::NoSuchImage { .. });
     }
 }
 
@@ -166,14 +142,7 @@ fn a_tampered_legacy_layer_is_noticed() {
     let path = dir.path().join("saved.tar");
     let other = Tar::new().dir("etc/").file("etc/motd", "hullo\n").end();
     docker_archive(&path, &other);
-    let arena = Arena::new();
-    let image = open(&path).unwrap();
-    let error = image
-        .unpack_flat(
-            fs::File::open(arena.root()).unwrap(),
-            &options(Whiteouts::Apply),
-        )
-        .unwrap_err();
+    let error = Arena::new().unpack(&open(&path).unwrap()).unwrap_err();
     let Error::DigestMismatch {
         expected, found, ..
     } = error.cause()
@@ -189,12 +158,9 @@ fn a_tampered_legacy_layer_is_noticed() {
 fn what_is_no_image_is_told_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let missing = open(dir.path().join("nowhere")).unwrap_err();
-    assert!(
-        matches!(missing.cause(), Error::NoSuchPath { .. }),
-        "{missing}"
-    );
+    assert_cause!(missing, Error::NoSuchPath { .. });
     let empty = open(dir.path()).unwrap_err();
-    assert!(matches!(empty.cause(), Error::NotAnImage { .. }), "{empty}");
+    assert_cause!(empty, Error::NotAnImage { .. });
     for (name, bytes) in [
         ("empty", vec![]),
         ("text", b"hello".repeat(300)),
@@ -218,16 +184,12 @@ fn blob_of(dir: &Path, digest: &Digest) -> std::path::PathBuf {
 #[test]
 fn damaged_blobs_are_told_with_both_digests() {
     let dir = tempfile::tempdir().unwrap();
-    let manifest = layout(dir.path(), "x", &[gzip_layer()]);
+    let manifest = layout(dir.path(), "x", &[hello_layer()]);
     let layer = Digest::sha256(&gzip(&hello()));
     let path = blob_of(dir.path(), &layer);
     let good = fs::read(&path).unwrap();
     let arena = Arena::new();
-    let unpack = || {
-        let root = fs::File::open(arena.root()).unwrap();
-        let error = open(dir.path())?.unpack_flat(&root, &options(Whiteouts::Apply));
-        error.map(drop)
-    };
+    let unpack = || arena.unpack(&open(dir.path())?);
 
     let mut bad = good.clone();
     // The modification time in the gzip header: the contents inflate to the same bytes.
@@ -247,18 +209,15 @@ fn damaged_blobs_are_told_with_both_digests() {
 
     fs::write(&path, &good[..good.len() - 1]).unwrap();
     let error = unpack().unwrap_err();
-    assert!(matches!(error.cause(), Error::Truncated { .. }), "{error}");
+    assert_cause!(error, Error::Truncated { .. });
 
     fs::write(&path, [good.as_slice(), b"x"].concat()).unwrap();
     let error = unpack().unwrap_err();
-    assert!(matches!(error.cause(), Error::Oversized { .. }), "{error}");
+    assert_cause!(error, Error::Oversized { .. });
 
     fs::remove_file(&path).unwrap();
     let error = unpack().unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::MissingBlob { digest, .. } if *digest == layer),
-        "{error}"
-    );
+    assert_cause!(error, Error::MissingBlob { digest, .. } if *digest == layer);
     fs::write(&path, &good).unwrap();
     unpack().unwrap();
 
@@ -270,10 +229,7 @@ fn damaged_blobs_are_told_with_both_digests() {
     )
     .unwrap();
     let error = unpack().unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::DigestMismatch { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::DigestMismatch { .. });
 }
 
 #[test]
@@ -284,20 +240,9 @@ fn a_layer_that_is_not_what_the_configuration_promises_is_noticed() {
     layout(
         dir.path(),
         "x",
-        &[(
-            "application/vnd.oci.image.layer.v1.tar+gzip",
-            hello(),
-            gzip(&other),
-        )],
+        &[(MediaType::OCI_LAYER_GZIP, hello(), gzip(&other))],
     );
-    let arena = Arena::new();
-    let error = open(dir.path())
-        .unwrap()
-        .unpack_flat(
-            fs::File::open(arena.root()).unwrap(),
-            &options(Whiteouts::Apply),
-        )
-        .unwrap_err();
+    let error = Arena::new().unpack(&open(dir.path()).unwrap()).unwrap_err();
     let Error::DigestMismatch { what, found, .. } = error.cause() else {
         panic!("{error}")
     };
@@ -311,22 +256,16 @@ fn a_layer_that_is_not_what_the_configuration_promises_is_noticed() {
 fn a_truncated_archive_is_told_as_such() {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
-    layout(&tree, "latest", &[gzip_layer()]);
+    layout(&tree, "latest", &[hello_layer()]);
     let path = dir.path().join("image.tar");
-    tar_directory(&tree, &path);
+    tar_directory(&tree, &path, &[]);
     let whole = fs::read(&path).unwrap();
     let mut kinds = 0;
     // GNU tar pads with zeros to 10 KiB; what matters ends before.
     let end = whole.iter().rposition(|&b| b != 0).unwrap();
     for cut in (1..end).step_by(97) {
         fs::write(&path, &whole[..cut]).unwrap();
-        let Err(error) = open(&path).and_then(|image| {
-            let arena = Arena::new();
-            image.unpack_flat(
-                fs::File::open(arena.root()).unwrap(),
-                &options(Whiteouts::Apply),
-            )
-        }) else {
+        let Err(error) = open(&path).and_then(|image| Arena::new().unpack(&image)) else {
             panic!("an archive cut at {cut} of {end} was taken for whole");
         };
         assert!(error.to_string().contains("image.tar"), "{error}");
@@ -343,12 +282,8 @@ fn a_truncated_archive_is_told_as_such() {
 #[test]
 fn the_platform_is_chosen_in_an_index() {
     let dir = tempfile::tempdir().unwrap();
-    let first = layout(dir.path(), "a", &[gzip_layer()]);
-    let second = layout(
-        dir.path(),
-        "b",
-        &[("application/vnd.oci.image.layer.v1.tar", hello(), hello())],
-    );
+    let first = layout(dir.path(), "a", &[hello_layer()]);
+    let second = layout(dir.path(), "b", &[plain_layer(&hello())]);
     let size = |digest: &Digest| fs::metadata(blob_of(dir.path(), digest)).unwrap().len();
     let entry = |digest: &Digest, architecture: &str, variant: Option<&str>| {
         let mut platform = serde_json::json!({"os": "linux", "architecture": architecture});
@@ -391,7 +326,7 @@ fn the_platform_is_chosen_in_an_index() {
     assert_eq!(*choose("linux/arm").unwrap().manifest().digest(), second);
     assert_eq!(*choose("linux/riscv64").unwrap().manifest().digest(), first);
     let error = choose("linux/s390x").unwrap_err();
-    assert!(matches!(error.cause(), Error::NoPlatform { .. }), "{error}");
+    assert_cause!(error, Error::NoPlatform { .. });
     assert!(
         error.to_string().contains("linux/arm/v6, linux/arm/v7"),
         "{error}"
@@ -401,7 +336,7 @@ fn the_platform_is_chosen_in_an_index() {
 #[test]
 fn an_index_that_holds_itself_ends() {
     let dir = tempfile::tempdir().unwrap();
-    layout(dir.path(), "a", &[gzip_layer()]);
+    layout(dir.path(), "a", &[hello_layer()]);
     // A digest cannot contain itself, so a chain stands for it: six indexes, one in the other.
     let mut inner = fs::read_to_string(dir.path().join("index.json")).unwrap();
     for _ in 0..6 {
@@ -418,37 +353,30 @@ fn an_index_that_holds_itself_ends() {
     }
     fs::write(dir.path().join("index.json"), inner).unwrap();
     let error = open(dir.path()).unwrap_err();
-    assert!(matches!(error.cause(), Error::IndexDepth { .. }), "{error}");
+    assert_cause!(error, Error::IndexDepth { .. });
 }
 
 /// Layers of this size are read, inflated and hashed by several threads.
 fn large() -> Vec<u8> {
-    let mut state = 1u32;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    })
-    .take(3 << 20)
-    .collect();
-    Tar::new().file("noise", &noise).file("last", "end").end()
+    Tar::new()
+        .file("noise", noise(3 << 20))
+        .file("last", "end")
+        .end()
 }
 
 #[test]
 fn large_layers_are_verified_as_small_ones_are() {
     let plain = large();
-    let gzip_type = "application/vnd.oci.image.layer.v1.tar+gzip";
     for stored in [plain.clone(), gzip(&plain), zstd(&plain)] {
         let dir = tempfile::tempdir().unwrap();
         layout(
             dir.path(),
             "x",
-            &[(gzip_type, plain.clone(), stored.clone())],
+            &[(MediaType::OCI_LAYER_GZIP, plain.clone(), stored.clone())],
         );
         let unpack = || {
             let arena = Arena::new();
-            let root = fs::File::open(arena.root()).unwrap();
-            let result = open(dir.path())
-                .and_then(|image| image.unpack_flat(&root, &options(Whiteouts::Apply)));
+            let result = open(dir.path()).and_then(|image| arena.unpack(&image));
             result.map(|_| fs::read(arena.root().join("noise")).unwrap())
         };
         assert!(unpack().unwrap() == plain[512..512 + (3 << 20)]);
@@ -459,33 +387,26 @@ fn large_layers_are_verified_as_small_ones_are() {
             bad[at] ^= 4;
             fs::write(&path, &bad).unwrap();
             let error = unpack().unwrap_err();
-            assert!(
-                matches!(
-                    error.cause(),
-                    Error::DigestMismatch { .. } | Error::Decompress { .. } | Error::Tar { .. }
-                ),
-                "{error}"
+            assert_cause!(
+                error,
+                Error::DigestMismatch { .. } | Error::Decompress { .. } | Error::Tar { .. }
             );
         }
         fs::write(&path, &stored[..stored.len() / 2]).unwrap();
         let error = unpack().unwrap_err();
-        assert!(matches!(error.cause(), Error::Truncated { .. }), "{error}");
+        assert_cause!(error, Error::Truncated { .. });
 
         // Right bytes, but not those that the configuration promises.
         let other = tempfile::tempdir().unwrap();
-        layout(other.path(), "x", &[(gzip_type, hello(), stored.clone())]);
-        let arena = Arena::new();
-        let error = open(other.path())
-            .unwrap()
-            .unpack_flat(
-                fs::File::open(arena.root()).unwrap(),
-                &options(Whiteouts::Apply),
-            )
-            .unwrap_err();
-        assert!(
-            matches!(error.cause(), Error::DigestMismatch { .. }),
-            "{error}"
+        layout(
+            other.path(),
+            "x",
+            &[(MediaType::OCI_LAYER_GZIP, hello(), stored.clone())],
         );
+        let error = Arena::new()
+            .unpack(&open(other.path()).unwrap())
+            .unwrap_err();
+        assert_cause!(error, Error::DigestMismatch { .. });
     }
 }
 
@@ -504,25 +425,11 @@ fn an_error_in_the_middle_of_a_large_layer_ends_its_threads() {
     let mut plain = Tar::new().file("../up", "").0;
     plain.extend(large());
     let dir = tempfile::tempdir().unwrap();
-    layout(
-        dir.path(),
-        "x",
-        &[(
-            "application/vnd.oci.image.layer.v1.tar+gzip",
-            plain.clone(),
-            gzip(&plain),
-        )],
-    );
+    layout(dir.path(), "x", &[gzip_layer(&plain)]);
     let arena = Arena::new();
     for _ in 0..20 {
-        let error = open(dir.path())
-            .unwrap()
-            .unpack_flat(
-                fs::File::open(arena.root()).unwrap(),
-                &options(Whiteouts::Apply),
-            )
-            .unwrap_err();
-        assert!(matches!(error.cause(), Error::UnsafePath { .. }), "{error}");
+        let error = arena.unpack(&open(dir.path()).unwrap()).unwrap_err();
+        assert_cause!(error, Error::UnsafePath { .. });
     }
     // Other tests of this file have at most two threads each meanwhile.
     assert!(threads() <= 8, "{} threads are left", threads());

@@ -8,32 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Tar, gzip, layout, options};
-use oci_image::{Error, Image, Platform, Reference, Store, Whiteouts, open};
-
-const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-
-/// An image of a layer that all images have and one of its own.
-fn image(dir: &Path, text: &str) -> Image {
-    let shared = Tar::new()
-        .dir("etc/")
-        .file("etc/shared", vec![7; 50_000])
-        .end();
-    let own = Tar::new()
-        .file("etc/own", text)
-        .file("etc/.wh.shared", "")
-        .end();
-    let path = dir.join(format!("source-{text}"));
-    layout(
-        &path,
-        "latest",
-        &[
-            (GZIP, shared.clone(), gzip(&shared)),
-            (GZIP, own.clone(), gzip(&own)),
-        ],
-    );
-    open(&path).unwrap()
-}
+use common::{Tar, assert_cause, gzip_layer, image_in, layout, options};
+use oci_image::{Error, Platform, Reference, Store, Whiteouts, open};
 
 fn name(text: &str) -> Reference {
     text.parse().unwrap()
@@ -53,7 +29,7 @@ fn images_are_found_by_name_and_share_layers() {
     let store = Store::open(dir.path().join("store")).unwrap();
     let mode = fs::metadata(store.path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
-    let (one, two) = (image(dir.path(), "one"), image(dir.path(), "two"));
+    let (one, two) = (image_in(dir.path(), "one"), image_in(dir.path(), "two"));
     store.add(&one, &name("one")).unwrap();
     store.add(&two, &name("two")).unwrap();
     store.tag(&two, &name("example.org/other:5")).unwrap();
@@ -78,10 +54,7 @@ fn images_are_found_by_name_and_share_layers() {
         ]
     );
     let error = store.image(&name("three"), &Platform::host()).unwrap_err();
-    assert!(
-        matches!(error.cause(), Error::NoSuchImage { .. }),
-        "{error}"
-    );
+    assert_cause!(error, Error::NoSuchImage { .. });
     // It is a layout like any other.
     assert_eq!(
         open(format!("{}:example.org/other:5", store.path().display()))
@@ -96,8 +69,12 @@ fn images_are_found_by_name_and_share_layers() {
 fn layers_are_unpacked_once_for_each_way() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store")).unwrap();
-    let one = store.add(&image(dir.path(), "one"), &name("one")).unwrap();
-    let two = store.add(&image(dir.path(), "two"), &name("two")).unwrap();
+    let one = store
+        .add(&image_in(dir.path(), "one"), &name("one"))
+        .unwrap();
+    let two = store
+        .add(&image_in(dir.path(), "two"), &name("two"))
+        .unwrap();
     let options = options(Whiteouts::OverlayUser);
     let first = store.unpack(&one, &options).unwrap();
     assert_eq!(first.layers.len(), 2);
@@ -120,14 +97,7 @@ fn a_layer_that_hides_everything_hides_the_layers_below() {
     let below = Tar::new().file("below", "").end();
     let above = Tar::new().file(".wh..wh..opq", "").file("above", "").end();
     let source = dir.path().join("source");
-    layout(
-        &source,
-        "x",
-        &[
-            (GZIP, below.clone(), gzip(&below)),
-            (GZIP, above.clone(), gzip(&above)),
-        ],
-    );
+    layout(&source, "x", &[gzip_layer(&below), gzip_layer(&above)]);
     let image = store.add(&open(&source).unwrap(), &name("x")).unwrap();
     for _ in 0..2 {
         let unpacked = store
@@ -143,7 +113,7 @@ fn collecting_spares_names_leases_and_pins() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store")).unwrap();
     let options = options(Whiteouts::OverlayUser);
-    let add = |text: &str| store.add(&image(dir.path(), text), &name(text)).unwrap();
+    let add = |text: &str| store.add(&image_in(dir.path(), text), &name(text)).unwrap();
     let (named, leased, pinned, gone) = (add("named"), add("leased"), add("pinned"), add("gone"));
     drop(store.unpack(&named, &options).unwrap());
     let unpacked = store.unpack(&leased, &options).unwrap();
@@ -177,7 +147,7 @@ fn collecting_spares_names_leases_and_pins() {
 fn leases_of_processes_that_are_gone_do_not_count() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store")).unwrap();
-    let image = store.add(&image(dir.path(), "x"), &name("x")).unwrap();
+    let image = store.add(&image_in(dir.path(), "x"), &name("x")).unwrap();
     let lease = store.lease(&image).unwrap();
     // What a killed process leaves: the file without a lock, and something half done.
     fs::write(store.path().join("leases/.tmp-1-2"), "half a le").unwrap();
@@ -196,7 +166,7 @@ fn damage_is_found_and_repaired_by_adding_again() {
     let dir = tempfile::tempdir().unwrap();
     for damage in ["change", "cut", "lengthen", "remove"] {
         let store = Store::open(dir.path().join(format!("store-{damage}"))).unwrap();
-        let (good, bad) = (image(dir.path(), "good"), image(dir.path(), "bad"));
+        let (good, bad) = (image_in(dir.path(), "good"), image_in(dir.path(), "bad"));
         store.add(&good, &name("good")).unwrap();
         store.add(&bad, &name("bad")).unwrap();
         assert!(store.verify().unwrap().is_empty());
@@ -238,9 +208,9 @@ fn adding_and_collecting_go_on_for_long() {
         .map_or_else(|| dir.path().join("store"), Into::into);
     let rounds = if shared.is_some() { usize::MAX } else { 5 };
     let images = [
-        image(dir.path(), "a"),
-        image(dir.path(), "b"),
-        image(dir.path(), "c"),
+        image_in(dir.path(), "a"),
+        image_in(dir.path(), "b"),
+        image_in(dir.path(), "c"),
     ];
     let store = Store::open(path).unwrap();
     let kept = name("kept");
@@ -270,7 +240,7 @@ fn adding_and_collecting_go_on_for_long() {
 fn killing_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
-    let kept = image(dir.path(), "kept");
+    let kept = image_in(dir.path(), "kept");
     Store::open(&path)
         .unwrap()
         .add(&kept, &name("precious"))

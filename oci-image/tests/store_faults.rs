@@ -7,10 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Tar, gzip, layout, options};
-use oci_image::{Image, Platform, Reference, Store, Whiteouts, open};
+use common::{image_in, options};
+use oci_image::{Platform, Reference, Store, Whiteouts};
 
-const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Where a process of its own does the work once.
 const ROOT: &str = "COFFERDAM_TEST_STORE_ROOT";
 
@@ -30,30 +29,13 @@ const CALLS: [&str; 12] = [
     "mknodat",
 ];
 
-fn source(root: &Path, text: &str) -> Image {
-    let path = root.join(format!("source-{text}"));
-    if !path.exists() {
-        let shared = Tar::new()
-            .dir("etc/")
-            .file("etc/shared", vec![7; 20_000])
-            .end();
-        let own = Tar::new()
-            .file("etc/own", text)
-            .file("etc/.wh.shared", "")
-            .end();
-        let layers = [shared, own].map(|tar| (GZIP, tar.clone(), gzip(&tar)));
-        layout(&path, "latest", &layers);
-    }
-    open(&path).unwrap()
-}
-
 fn name(text: &str) -> Reference {
     text.parse().unwrap()
 }
 
 /// A new image comes and is unpacked, an old one goes, and what nobody needs is collected.
 fn work(root: &Path) -> oci_image::Result<()> {
-    let image = source(root, "new");
+    let image = image_in(root, "new");
     let store = Store::open(root.join("store"))?;
     let image = store.add(&image, &name("new"))?;
     drop(store.unpack(&image, &options(Whiteouts::OverlayUser))?);
@@ -70,7 +52,7 @@ fn prepare(root: &Path) {
     }
     let store = Store::open(&path).unwrap();
     for text in ["precious", "old"] {
-        let image = store.add(&source(root, text), &name(text)).unwrap();
+        let image = store.add(&image_in(root, text), &name(text)).unwrap();
         drop(
             store
                 .unpack(&image, &options(Whiteouts::OverlayUser))
@@ -137,7 +119,7 @@ fn nothing_is_lost_whatever_fails() {
         tempfile::tempdir().unwrap()
     };
     let root = dir.path();
-    source(root, "new");
+    image_in(root, "new");
     let mut disturbed = 0;
     for call in CALLS {
         for (fault, most) in [("signal=KILL", most()), ("error=EIO", 2)] {
@@ -183,7 +165,7 @@ fn nothing_is_lost_whatever_fails() {
 fn everything_is_synced_before_it_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    source(root, "new");
+    image_in(root, "new");
     prepare(root);
     let output = traced(
         root,

@@ -7,24 +7,11 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
-use common::Arena;
+use common::{Arena, run, with_storage};
 use oci_image::{
     ArtifactBuilder, Compression, Entry, ImageBuilder, LayoutWriter, PackOptions, Platform,
     Reference, Source, SourceKind, Store, UnpackOptions, Whiteouts, open,
 };
-
-#[track_caller]
-fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// An image of two layers, the second compressed by `second`.
 fn write_layout(path: &Path, second: Compression) -> String {
@@ -55,7 +42,7 @@ fn write_layout(path: &Path, second: Compression) -> String {
         .to_string()
 }
 
-fn assert_is_ours(image: &oci_image::Image) {
+fn unpacked(image: &oci_image::Image) -> Arena {
     let arena = Arena::new();
     image
         .unpack_flat(
@@ -63,11 +50,28 @@ fn assert_is_ours(image: &oci_image::Image) {
             &UnpackOptions::new(Whiteouts::Apply),
         )
         .unwrap();
+    arena
+}
+
+fn assert_is_ours(image: &oci_image::Image) {
+    let arena = unpacked(image);
     let root = arena.root();
     assert_eq!(fs::read(root.join("bin/tool")).unwrap(), vec![7; 70_000]);
     assert_eq!(fs::read(root.join("etc/motd")).unwrap(), b"hello\n");
     assert_eq!(fs::read_link(root.join("sbin")).unwrap(), Path::new("bin"));
     assert_eq!(image.process(&[]).unwrap().args, ["/bin/tool"]);
+}
+
+/// Runs skopeo, which keeps what it needs for a moment in `tmp`.
+fn skopeo(tmp: &Path, args: &[&str]) -> String {
+    run(Command::new("skopeo")
+        .args(["--insecure-policy", "--tmpdir"])
+        .arg(tmp)
+        .args(args))
+}
+
+fn copy_by_skopeo(tmp: &Path, from: &str, to: &str) {
+    skopeo(tmp, &["copy", from, to]);
 }
 
 #[test]
@@ -77,14 +81,8 @@ fn skopeo_reads_and_writes_all_forms() {
     let ours = dir.path().join("ours");
     let digest = write_layout(&ours, Compression::Gzip);
     let oci = format!("oci:{}:latest", ours.display());
-    let skopeo = |args: &[&str]| {
-        run(Command::new("skopeo")
-            .arg("--insecure-policy")
-            .arg("--tmpdir")
-            .arg(dir.path())
-            .args(args))
-    };
-    let inspected: serde_json::Value = serde_json::from_str(&skopeo(&["inspect", &oci])).unwrap();
+    let inspected: serde_json::Value =
+        serde_json::from_str(&skopeo(dir.path(), &["inspect", &oci])).unwrap();
     assert_eq!(inspected["Digest"], digest.as_str());
     assert_eq!(inspected["Layers"].as_array().unwrap().len(), 2);
     for (form, suffix, kind) in [
@@ -93,7 +91,11 @@ fn skopeo_reads_and_writes_all_forms() {
         ("docker-archive", ":example/x:1", SourceKind::DockerArchive),
     ] {
         let path = dir.path().join(form);
-        skopeo(&["copy", &oci, &format!("{form}:{}{suffix}", path.display())]);
+        copy_by_skopeo(
+            dir.path(),
+            &oci,
+            &format!("{form}:{}{suffix}", path.display()),
+        );
         let source = Source::open(&path).unwrap();
         assert_eq!(source.kind(), kind);
         // skopeo puts the registry before the names of Docker's form.
@@ -112,11 +114,11 @@ fn skopeo_reads_and_writes_all_forms() {
     let zstd = dir.path().join("zstd");
     let digest = write_layout(&zstd, Compression::Zstd);
     let copied = dir.path().join("copied");
-    skopeo(&[
-        "copy",
+    copy_by_skopeo(
+        dir.path(),
         &format!("oci:{}:latest", zstd.display()),
         &format!("oci:{}:x", copied.display()),
-    ]);
+    );
     let image = open(&copied).unwrap();
     assert_eq!(image.manifest().digest().to_string(), digest);
     assert_is_ours(&image);
@@ -137,12 +139,8 @@ fn skopeo_and_umoci_read_a_store() {
             .unwrap(),
     );
     let copied = dir.path().join("copied");
-    run(Command::new("skopeo")
-        .args(["--insecure-policy", "--tmpdir"])
-        .arg(dir.path())
-        .arg("copy")
-        .arg(format!("oci:{}:{name}", store.path().display()))
-        .arg(format!("oci:{}:x", copied.display())));
+    let from = format!("oci:{}:{name}", store.path().display());
+    copy_by_skopeo(dir.path(), &from, &format!("oci:{}:x", copied.display()));
     let image = open(&copied).unwrap();
     assert_eq!(image.manifest().digest().to_string(), digest);
     assert_is_ours(&image);
@@ -167,16 +165,9 @@ fn skopeo_copies_artifacts_with_what_they_refer_to() {
     let signature = layout.artifact(Some("signature"), signature).unwrap();
     let from = format!("oci:{}:signature", ours.display());
     let copied = dir.path().join("copied");
-    let skopeo = |args: &[&str]| {
-        run(Command::new("skopeo")
-            .arg("--insecure-policy")
-            .arg("--tmpdir")
-            .arg(dir.path())
-            .args(args))
-    };
-    let raw = skopeo(&["inspect", "--raw", &from]);
+    let raw = skopeo(dir.path(), &["inspect", "--raw", &from]);
     assert_eq!(raw.as_bytes(), signature.bytes());
-    skopeo(&["copy", &from, &format!("oci:{}:s", copied.display())]);
+    copy_by_skopeo(dir.path(), &from, &format!("oci:{}:s", copied.display()));
     let source = Source::open(&copied).unwrap();
     let [found] = source
         .referrers(&image.digest, None)
@@ -214,13 +205,7 @@ fn umoci_reads_and_changes_what_we_write() {
         .arg(&bundle));
     let changed = open(format!("{}:changed", ours.display())).unwrap();
     assert_eq!(changed.layers().len(), 3);
-    let arena = Arena::new();
-    changed
-        .unpack_flat(
-            File::open(arena.root()).unwrap(),
-            &UnpackOptions::new(Whiteouts::Apply),
-        )
-        .unwrap();
+    let arena = unpacked(&changed);
     assert_eq!(fs::read(arena.root().join("added")).unwrap(), b"by umoci");
     assert!(!arena.root().join("etc/motd").exists());
     assert!(arena.root().join("bin/tool").exists());
@@ -230,17 +215,7 @@ fn umoci_reads_and_changes_what_we_write() {
 #[ignore = "needs root"]
 fn buildah_makes_images_that_we_read() {
     let dir = tempfile::tempdir().unwrap();
-    let buildah = |args: &[&str]| {
-        run(Command::new("buildah")
-            .args(["--storage-driver", "vfs", "--root"])
-            .arg(dir.path().join("root"))
-            .arg("--runroot")
-            .arg(dir.path().join("run"))
-            .args(args)
-            .env("TMPDIR", dir.path()))
-        .trim()
-        .to_owned()
-    };
+    let buildah = |args: &[&str]| with_storage("buildah", dir.path(), args);
     let file = dir.path().join("motd");
     fs::write(&file, "from buildah\n").unwrap();
     let container = buildah(&["from", "scratch"]);
@@ -267,13 +242,7 @@ fn buildah_makes_images_that_we_read() {
         let process = image.process(&[]).unwrap();
         assert_eq!(process.args, ["/bin/cat", "/etc/motd"], "{target}");
         assert_eq!(process.user, "7:8".parse().unwrap());
-        let arena = Arena::new();
-        image
-            .unpack_flat(
-                File::open(arena.root()).unwrap(),
-                &UnpackOptions::new(Whiteouts::Apply),
-            )
-            .unwrap();
+        let arena = unpacked(&image);
         assert_eq!(
             fs::read(arena.root().join("etc/motd")).unwrap(),
             b"from buildah\n"
@@ -296,11 +265,34 @@ fn skopeo_reads_what_we_copy() {
         let target = format!("{form}:{}{name}", dir.path().join(form).display());
         oci_image::copy(&image, &target.parse().unwrap()).unwrap();
         let back = dir.path().join(format!("{form}-back"));
-        run(Command::new("skopeo")
-            .args(["--insecure-policy", "--tmpdir"])
-            .arg(dir.path())
-            .args(["copy", &target])
-            .arg(format!("oci:{}:y", back.display())));
+        copy_by_skopeo(dir.path(), &target, &format!("oci:{}:y", back.display()));
         assert_is_ours(&open(&back).unwrap());
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn buildah_reads_all_forms_and_podman_gives_them_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours");
+    write_layout(&ours, Compression::Gzip);
+    let image = open(&ours).unwrap();
+    for (form, name, back) in [
+        ("oci", ":x", "oci-archive"),
+        ("oci-archive", ":x", "docker-archive"),
+        ("docker-archive", ":example/x:1", "docker-archive"),
+    ] {
+        let target = format!("{form}:{}{name}", dir.path().join(form).display());
+        oci_image::copy(&image, &target.parse().unwrap()).unwrap();
+        // It makes a name of the path and wants it in lower case, which the directory's is not.
+        let from = format!("{form}:{form}{name}");
+        let id = with_storage("buildah", dir.path(), &["pull", "--quiet", &from]);
+        assert_eq!(id, image.config().digest().hex(), "{target}");
+        let saved = dir.path().join(format!("{form}-back"));
+        let output = saved.to_str().unwrap();
+        let save = ["save", "--quiet", "--format", back, "--output", output, &id];
+        with_storage("podman", dir.path(), &save);
+        assert_is_ours(&open(&saved).unwrap());
+        with_storage("podman", dir.path(), &["image", "rm", "--force", &id]);
     }
 }

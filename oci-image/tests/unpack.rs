@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use common::{Arena, Head, Tar, options, unpack, unpack_with};
+use common::{Arena, Head, Tar, assert_cause, options, unpack, unpack_with};
 use oci_image::{Devices, Error, Limits, SkipReason, Unpacker, Whiteouts};
 
 fn read(path: impl AsRef<Path>) -> String {
@@ -318,7 +318,7 @@ fn attributes_are_set_and_those_of_overlayfs_are_not() {
         &options(Whiteouts::Apply).xattrs(oci_image::Xattrs::Strict),
     )
     .unwrap_err();
-    assert!(matches!(error.cause(), Error::Unpack { .. }), "{error}");
+    assert_cause!(error, Error::Unpack { .. });
     assert!(error.to_string().contains("\"file\""), "{error}");
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Arena, Head, Tar, unpack_with};
+use common::{Arena, Head, Tar, assert_cause, unpack_with};
 use oci_image::{IdRange, Ownership, UnpackOptions, Whiteouts};
 
 fn owned(name: &str, flag: u8, uid: u64) -> Head {
@@ -108,13 +108,7 @@ fn owners_are_mapped() {
         &options,
     )
     .unwrap_err();
-    assert!(
-        matches!(
-            error.cause(),
-            oci_image::Error::UnmappedId { id: 70_000, .. }
-        ),
-        "{error}"
-    );
+    assert_cause!(error, oci_image::Error::UnmappedId { id: 70_000, .. });
 }
 
 #[test]
@@ -220,8 +214,5 @@ fn a_layer_takes_from_the_layers_below_what_it_relies_on() {
         .hardlink("link", "gone")
         .end();
     let error = unpack_with(&hidden, &above.root(), &options).unwrap_err();
-    assert!(
-        matches!(error.cause(), oci_image::Error::HardlinkTarget { .. }),
-        "{error}"
-    );
+    assert_cause!(error, oci_image::Error::HardlinkTarget { .. });
 }

@@ -1,7 +1,8 @@
 //! What the tests share: archives made byte by byte, and images made of them.
 // Each test file uses its own part, and none is a crate that others could reach.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports, unused_macros)]
 
+pub mod beside_tar;
 pub mod damage;
 pub mod tar_crate;
 pub mod trees;
@@ -10,10 +11,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use oci_image::{
-    Algorithm, Devices, Digest, Error, Limits, Ownership, UnpackOptions, UnpackReport, Unpacker,
-    Whiteouts,
+    Algorithm, Devices, Digest, Error, Image, Limits, MediaType, Ownership, Platform, Source,
+    UnpackOptions, UnpackReport, Unpacker, Whiteouts, open,
 };
 
 /// A tar archive that is written field by field, so that it can be wrong in any way.
@@ -187,6 +189,11 @@ impl Arena {
         self.dir.path().join("outside")
     }
 
+    /// Unpacks all layers of an image into the root.
+    pub fn unpack(&self, image: &Image) -> Result<UnpackReport, Error> {
+        image.unpack_flat(File::open(self.root()).unwrap(), &options(Whiteouts::Apply))
+    }
+
     /// The neighbour is as it was, and nothing else is beside the root.
     pub fn assert_untouched(&self) {
         let list = |path: &Path| {
@@ -208,18 +215,50 @@ impl Arena {
     }
 }
 
+/// A media type, an archive, and how it is stored.
+pub type Layer = (&'static str, Vec<u8>, Vec<u8>);
+
+pub fn plain_layer(archive: &[u8]) -> Layer {
+    (MediaType::OCI_LAYER, archive.to_vec(), archive.to_vec())
+}
+
+pub fn gzip_layer(archive: &[u8]) -> Layer {
+    (MediaType::OCI_LAYER_GZIP, archive.to_vec(), gzip(archive))
+}
+
+/// An image in a layout of its own: a layer that all of these have, and one that hides a file of it.
+pub fn image_in(dir: &Path, text: &str) -> Image {
+    let path = dir.join(format!("source-{text}"));
+    if !path.exists() {
+        let shared = Tar::new()
+            .dir("etc/")
+            .file("etc/shared", vec![7; 50_000])
+            .end();
+        let own = Tar::new()
+            .file("etc/own", text)
+            .file("etc/.wh.shared", "")
+            .end();
+        let layers = [shared, own].map(|tar| gzip_layer(&tar));
+        layout(&path, "latest", &layers);
+    }
+    open(&path).unwrap()
+}
+
+/// The only image of a source, read with other limits.
+pub fn open_with(path: &Path, set: impl FnOnce(&mut Limits)) -> Image {
+    let mut limits = Limits::default();
+    set(&mut limits);
+    let source = Source::open_with(path, limits).unwrap();
+    source.image(None, &Platform::host()).unwrap()
+}
+
 /// Writes a layout by hand: `layers` as blobs with their uncompressed forms, named `name`.
-pub fn layout(path: &Path, name: &str, layers: &[(&str, Vec<u8>, Vec<u8>)]) -> Digest {
+pub fn layout(path: &Path, name: &str, layers: &[Layer]) -> Digest {
     layout_by(Algorithm::Sha256, path, name, layers)
 }
 
 /// Like [`layout`], with digests of another kind.
-pub fn layout_by(
-    algorithm: Algorithm,
-    path: &Path,
-    name: &str,
-    layers: &[(&str, Vec<u8>, Vec<u8>)],
-) -> Digest {
+pub fn layout_by(algorithm: Algorithm, path: &Path, name: &str, layers: &[Layer]) -> Digest {
     let blob = |bytes: &[u8]| {
         let digest = Digest::of(algorithm, bytes);
         let dir = path.join("blobs").join(algorithm.as_str());
@@ -232,7 +271,7 @@ pub fn layout_by(
         .map(|(_, plain, _)| Digest::of(algorithm, plain).to_string())
         .collect();
     let config = serde_json::json!({
-        "architecture": oci_image::Platform::host().architecture,
+        "architecture": Platform::host().architecture,
         "os": "linux",
         "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
@@ -288,15 +327,63 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     ::zstd::stream::encode_all(bytes, 1).unwrap()
 }
 
+/// Bytes that hardly compress, the same each time.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()[3]
+    })
+    .take(length)
+    .collect()
+}
+
+/// What a program says that must succeed.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs buildah or podman in a directory, with a storage and locks there that are theirs alone.
+#[track_caller]
+pub fn with_storage(program: &str, dir: &Path, args: &[&str]) -> String {
+    let settings = dir.join("containers.conf");
+    fs::write(&settings, "[engine]\nlock_type = \"file\"\n").unwrap();
+    let said = run(Command::new(program)
+        .args(["--storage-driver", "vfs", "--root"])
+        .arg(dir.join("root"))
+        .arg("--runroot")
+        .arg(dir.join("run"))
+        .args(args)
+        .current_dir(dir)
+        .env("CONTAINERS_CONF", settings)
+        .env("TMPDIR", dir));
+    said.trim().to_owned()
+}
+
 /// Archives a directory with the system's tar.
-pub fn tar_directory(directory: &Path, archive: &Path) {
-    let status = std::process::Command::new("tar")
+pub fn tar_directory(directory: &Path, archive: &Path, options: &[&str]) {
+    run(Command::new("tar")
+        .args(options)
         .arg("-C")
         .arg(directory)
         .arg("-cf")
         .arg(archive)
-        .arg(".")
-        .status()
-        .unwrap();
-    assert!(status.success());
+        .arg("."));
 }
+
+/// The cause of an error is what the pattern says.
+macro_rules! assert_cause {
+    ($error:expr, $($cause:tt)+) => {
+        assert!(matches!($error.cause(), $($cause)+), "{}", $error)
+    };
+}
+pub(crate) use assert_cause;
