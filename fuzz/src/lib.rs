@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where a target keeps the files of one input: in memory, as a disk would take a hundred times as long.
+/// Where a target keeps the files of one input: in memory, as on a disk most of the time would go into waiting for it.
 pub fn scratch(target: &str) -> PathBuf {
     Path::new("/dev/shm").join(format!("cofferdam-fuzz-{target}-{}", std::process::id()))
 }
