@@ -11,7 +11,7 @@ use std::process::Command;
 use common::damage::damaged;
 use common::tar_crate::{both_read, disagreement};
 use common::trees::{config, entries, options, tree};
-use common::{Arena, Head, Tar, run, unpack};
+use common::{Arena, Head, Tar, checksum, run, unpack};
 use oci_image::{LayerWriter, Limits, TarKind, TarReader, walk};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -107,6 +107,18 @@ fn a_hard_link_with_a_size_is_no_disagreement() {
         .end();
     assert_eq!(disagreement(&archive), None);
     assert!(ours(&archive).is_some_and(|list| list.len() == 3));
+}
+
+#[test]
+fn a_number_that_ends_the_archive_for_another_reader_is_refused() {
+    // Python looks at a device's numbers in headers of every format.
+    let mut head = Head::new("file", b'0');
+    head.magic = &[0; 8];
+    let mut block = head.block();
+    assert!(ours(&Tar(block.to_vec()).end()).is_some());
+    block[335] = b'W';
+    checksum(&mut block);
+    assert_eq!(ours(&Tar(block.to_vec()).end()), None);
 }
 
 /// A fuzz target does the same with whatever it thinks of.

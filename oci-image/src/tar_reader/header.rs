@@ -38,10 +38,9 @@ pub(super) fn check(header: &tar::Header, offset: u64) -> Result<()> {
     ] {
         number(field, value, offset)?;
     }
-    if let Some((major, minor)) = device_fields(header) {
-        number("the major number", major, offset)?;
-        number("the minor number", minor, offset)?;
-    }
+    // Both formats have them in the same place, and some readers look there in a header of neither.
+    number("the major number", &bytes[329..337], offset)?;
+    number("the minor number", &bytes[337..345], offset)?;
     if let Some(gnu) = header.as_gnu() {
         number("the atime", &gnu.atime, offset)?;
         number("the ctime", &gnu.ctime, offset)?;
