@@ -64,7 +64,8 @@ impl Reference {
         }
     }
 
-    /// The short form that people write: without `docker.io/` and `library/`.
+    /// The short form that people write: without `docker.io/` and `library/`, where it still means
+    /// the same image.
     pub fn familiar(&self) -> String {
         let full = self.to_string();
         match full
@@ -72,8 +73,10 @@ impl Reference {
             .and_then(|rest| rest.strip_prefix('/'))
         {
             None => full,
+            // Its first part would be taken for the registry.
+            Some(rest) if split_registry(rest).0.is_some() => full,
             Some(rest) => match rest.strip_prefix(OFFICIAL) {
-                // `library/a/b` is not official, and the bare name must not look like a registry.
+                // `library/a/b` is not official.
                 Some(bare) if !bare.contains('/') => bare.to_owned(),
                 _ => rest.to_owned(),
             },
@@ -271,6 +274,16 @@ mod tests {
             ),
             ("team/app", "docker.io/team/app:latest", "team/app:latest"),
             ("docker.io/a", "docker.io/library/a:latest", "a:latest"),
+            (
+                "docker.io/a.io/b",
+                "docker.io/a.io/b:latest",
+                "docker.io/a.io/b:latest",
+            ),
+            (
+                "docker.io/localhost/a",
+                "docker.io/localhost/a:latest",
+                "docker.io/localhost/a:latest",
+            ),
             (
                 "index.docker.io/team/a",
                 "docker.io/team/a:latest",
