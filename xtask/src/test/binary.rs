@@ -93,8 +93,11 @@ impl Binary {
         let mut outcome = Outcome::new(class, place, &self.name());
         outcome.time = ran.time;
         let results: BTreeMap<String, TestResult> = results(&ran.output).into_iter().collect();
+        // What a test's child says may come amid a line; then the count at the end tells.
+        let all = ran.success() && all_passed(&ran.output) == Some(names.len());
         for name in names {
             match results.get(name) {
+                _ if all => outcome.passed.push(name.to_owned()),
                 Some(TestResult::Passed) => outcome.passed.push(name.to_owned()),
                 Some(TestResult::Failed) => outcome.failed.push(name.to_owned()),
                 // The program ended, hung or said something else before this one was through.
@@ -113,6 +116,15 @@ impl Binary {
         }
         Ok(Some(outcome.said()))
     }
+}
+
+/// How many tests passed by libtest's closing line, if that says that none failed and none was left
+/// out.
+fn all_passed(output: &str) -> Option<usize> {
+    let (_, closing) = output.rsplit_once("test result: ok. ")?;
+    let (passed, rest) = closing.split_once(" passed; ")?;
+    let none = rest.starts_with("0 failed; 0 ignored; 0 measured; ");
+    passed.parse().ok().filter(|_| none)
 }
 
 /// The results in libtest's output: lines `test NAME ... ok`, perhaps after something that a child
@@ -169,5 +181,19 @@ mod tests {
         ];
         let expected = expected.map(|(name, result)| (name.to_owned(), result));
         assert_eq!(results(output), expected);
+    }
+
+    #[test]
+    fn the_closing_line_tells_whether_all_passed() {
+        let garbled = "\nrunning 2 tests\ntest a ... noise\nok\ntest b ... ok\n\n\
+            test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.00s\n";
+        assert_eq!(all_passed(garbled), Some(2));
+        for other in [
+            "test a ... ok\n",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+            "test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
+        ] {
+            assert_eq!(all_passed(other), None, "{other}");
+        }
     }
 }

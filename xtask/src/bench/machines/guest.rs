@@ -101,11 +101,12 @@ pub(super) struct Stage {
     vmm: PathBuf,
     kernel: PathBuf,
     initrd: PathBuf,
-    rounds: u32,
+    /// Which round is next; everybody is the first in some.
+    pub(super) round: u32,
 }
 
 impl Stage {
-    pub(super) fn set(vmm: PathBuf, shared: &Path, rounds: u32) -> Result<Stage> {
+    pub(super) fn set(vmm: PathBuf, shared: &Path) -> Result<Stage> {
         let kernel = tools::cloud_kernel().context("there is no kernel for clouds in /boot")?;
         let (init, initrd) = (shared.join("init"), shared.join("initrd"));
         let script = INIT
@@ -125,11 +126,11 @@ impl Stage {
             vmm,
             kernel,
             initrd,
-            rounds,
+            round: 0,
         })
     }
 
-    /// Runs everybody's machines in turn.
+    /// Runs everybody's machines in turn, one round.
     pub(super) fn perform(&self, mut tell: impl FnMut(Sample) -> Result<()>) -> Result<()> {
         let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
         if !Path::new("/dev/net/tun").exists() {
@@ -140,33 +141,30 @@ impl Stage {
         run("ip", &["link", "set", TAP, "up"])?;
         let disk = scratch.path().join("disk");
         File::create(&disk)?.set_len(u64::from(MIB) << 20)?;
-        for round in 0..self.rounds {
-            eprintln!("round {} of {}", round + 1, self.rounds);
-            for work in Work::ALL {
-                let count = Contender::ALL.len();
-                for turn in 0..count {
-                    let contender = Contender::ALL[(turn + round as usize) % count];
-                    // The jail's cost is in the start.
-                    if contender == Contender::Jailed && work != Work::Boot {
-                        continue;
-                    }
-                    let run = Run {
-                        stage: self,
+        for work in Work::ALL {
+            let mut order = Contender::ALL;
+            order.rotate_left(self.round as usize % Contender::ALL.len());
+            for contender in order {
+                // The jail's cost is in the start.
+                if contender == Contender::Jailed && work != Work::Boot {
+                    continue;
+                }
+                let run = Run {
+                    stage: self,
+                    contender,
+                    work,
+                    disk: &disk,
+                    stats: scratch.path().join("stats"),
+                };
+                let measured = run
+                    .perform()
+                    .with_context(|| format!("{} failed", contender.name()))?;
+                for (measure, value) in measured {
+                    tell(Sample {
+                        measure: measure.to_owned(),
                         contender,
-                        work,
-                        disk: &disk,
-                        stats: scratch.path().join("stats"),
-                    };
-                    let measured = run
-                        .perform()
-                        .with_context(|| format!("{} failed", contender.name()))?;
-                    for (measure, value) in measured {
-                        tell(Sample {
-                            measure: measure.to_owned(),
-                            contender,
-                            value,
-                        })?;
-                    }
+                        value,
+                    })?;
                 }
             }
         }
