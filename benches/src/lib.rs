@@ -5,7 +5,7 @@ use std::ops::Range;
 use oci_image::Entry;
 
 /// Text that compresses about as well as programs do.
-pub fn contents(seed: usize, length: usize) -> Vec<u8> {
+fn contents(seed: usize, length: usize) -> Vec<u8> {
     let mut state = seed as u64 * 2_654_435_761 + 1;
     let mut bytes = Vec::with_capacity(length + 16);
     while bytes.len() < length {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::fs::{self};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,7 @@
 mod common;
 mod registries;
 
-use std::fs::{self};
+use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::Command;

@@ -85,7 +85,7 @@ fn assert_whole(root: &Path, what: &str) {
 
 /// At how many calls of a kind it is killed: the first, or as many as there are if `PROPTEST_CASES` asks for it.
 fn most() -> u32 {
-    std::env::var("PROPTEST_CASES").map_or(4, |cases| cases.parse().unwrap())
+    std::env::var("PROPTEST_CASES").map_or(12, |cases| cases.parse().unwrap())
 }
 
 fn traced(root: &Path, arguments: &[String]) -> Output {

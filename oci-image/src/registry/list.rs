@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::reference::Reference;
 
 /// Pages of a list; a registry that has more goes round in circles.
-pub(super) const MAX_PAGES: usize = 10_000;
+const MAX_PAGES: usize = 10_000;
 
 impl Registry {
     /// The tags of the repository of `name`, in the registry's order.
@@ -29,13 +29,11 @@ impl Registry {
         let endpoint = self.endpoint(name.registry())?;
         let first = endpoint.url(name.repository(), "tags/list");
         let scopes = [scope(name.repository(), "pull")];
-        self.pages(
-            &endpoint,
-            "list the tags of",
-            first,
-            &scopes,
-            |page: Page| page.tags,
-        )
+        let request = |address| Request::new("list the tags of", Method::GET, address);
+        let found = self.pages(&endpoint, first, &scopes, &[], request, |page: Page| {
+            page.tags
+        })?;
+        Ok(found.unwrap_or_default())
     }
 
     /// The repositories of `registry` (`HOST[:PORT]`). Many registries do not tell.
@@ -52,44 +50,49 @@ impl Registry {
         let endpoint = self.endpoint(registry)?;
         let first = endpoint.root_url("_catalog");
         let scopes = ["registry:catalog:*".to_owned()];
-        self.pages(
-            &endpoint,
-            "list the repositories of",
-            first,
-            &scopes,
-            |page: Page| page.repositories,
-        )
+        let request = |address| Request::new("list the repositories of", Method::GET, address);
+        let items = |page: Page| page.repositories;
+        let found = self.pages(&endpoint, first, &scopes, &[], request, items)?;
+        Ok(found.unwrap_or_default())
     }
 
-    fn pages<P: DeserializeOwned>(
+    /// What is on all pages of a list, the first of which is at `first`; nothing where the registry answers with a
+    /// status of `absent`.
+    pub(super) fn pages<P: DeserializeOwned, T>(
         &self,
         endpoint: &Endpoint,
-        operation: &'static str,
         first: String,
         scopes: &[String],
-        items: impl Fn(P) -> Vec<String>,
-    ) -> Result<Vec<String>> {
+        absent: &[u16],
+        request: impl Fn(String) -> Request<'static>,
+        items: impl Fn(P) -> Vec<T>,
+    ) -> Result<Option<Vec<T>>> {
         let limits = &self.http.options.limits;
         let mut all = Vec::new();
         let mut next = Some(first);
         for _ in 0..MAX_PAGES {
             let Some(address) = next else {
-                return Ok(all);
+                return Ok(Some(all));
             };
-            let request = Request::new(operation, Method::GET, address);
-            let (page, following) = endpoint.request(&request, scopes, |mut answer| {
-                if answer.status != 200 {
-                    return Err(answer.refused(operation).into());
+            let request = request(address);
+            let page = endpoint.request(&request, scopes, |mut answer| {
+                match answer.status {
+                    200 => {}
+                    status if absent.contains(&status) => return Ok(None),
+                    _ => return Err(answer.refused(request.operation).into()),
                 }
-                let bytes = answer.read(operation, limits.document_bytes)?;
+                let bytes = answer.read(request.operation, limits.document_bytes)?;
                 let page: P = parse(&answer.url, &bytes)?;
                 let following = answer
                     .header("link")
                     .and_then(url::next_page)
                     .map(|link| url::join(&request.url, link))
                     .transpose()?;
-                Ok((page, following))
+                Ok(Some((page, following)))
             })?;
+            let Some((page, following)) = page else {
+                return Ok(None);
+            };
             all.extend(items(page));
             if all.len() as u64 > limits.entries {
                 return Err(Error::Limit {

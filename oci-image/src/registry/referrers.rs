@@ -9,9 +9,8 @@ use ureq::http::Method;
 
 use super::endpoint::scope;
 use super::http::Request;
-use super::list::MAX_PAGES;
 use super::push::Target;
-use super::{Registry, parse, url};
+use super::{Registry, url};
 use crate::artifact::{self, Artifact, fallback_tag};
 use crate::blob::Blobs;
 use crate::descriptor::Descriptor;
@@ -101,58 +100,20 @@ impl Registry {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Option<Vec<Descriptor>>> {
-        const OPERATION: &str = "list what refers to an image in";
-        let limits = &self.http.options.limits;
         let endpoint = self.endpoint(name.registry())?;
-        let mut address = endpoint.url(name.repository(), &format!("referrers/{digest}"));
+        let mut first = endpoint.url(name.repository(), &format!("referrers/{digest}"));
         if let Some(artifact_type) = artifact_type {
-            address = url::with_query(&address, "artifactType", artifact_type);
+            first = url::with_query(&first, "artifactType", artifact_type);
         }
         let scopes = [scope(name.repository(), "pull")];
-        let mut all: Vec<Descriptor> = Vec::new();
-        let mut next = Some(address);
-        for _ in 0..MAX_PAGES {
-            let Some(address) = next else {
-                return Ok(Some(all));
-            };
-            let request = Request::new(OPERATION, Method::GET, address)
-                .header("accept", MediaType::OCI_INDEX);
-            let page = endpoint.request(&request, &scopes, |mut answer| {
-                match answer.status {
-                    200 => {}
-                    // The specification has 404; others stand for "no such address", too.
-                    400 | 404 | 405 => return Ok(None),
-                    _ => return Err(answer.refused(OPERATION).into()),
-                }
-                let bytes = answer.read(OPERATION, limits.document_bytes)?;
-                let index: Index = parse(&answer.url, &bytes)?;
-                let following = answer
-                    .header("link")
-                    .and_then(url::next_page)
-                    .map(|link| url::join(&request.url, link))
-                    .transpose()?;
-                Ok(Some((index, following)))
-            })?;
-            let Some((index, following)) = page else {
-                return Ok(None);
-            };
-            all.extend(index.manifests);
-            if all.len() as u64 > limits.entries {
-                return Err(Error::Limit {
-                    what: "a list",
-                    found: all.len() as u64,
-                    unit: "entries",
-                    limit: limits.entries,
-                    setting: "entries",
-                });
-            }
-            next = following;
-        }
-        Err(Error::BadResponse {
-            url: url::shown(&next.unwrap_or_default()),
-            reason: "its list has no end",
-            found: format!("{MAX_PAGES} pages"),
-        })
+        // The specification has 404; others stand for "no such address", too.
+        let absent = [400, 404, 405];
+        let request = |address| {
+            Request::new("list what refers to an image in", Method::GET, address)
+                .header("accept", MediaType::OCI_INDEX)
+        };
+        let items = |index: Index| index.manifests;
+        self.pages(&endpoint, first, &scopes, &absent, request, items)
     }
 
     fn fallback_index(&self, name: &Reference, digest: &Digest) -> Result<Option<Document<Index>>> {
