@@ -8,10 +8,13 @@ mod machines;
 mod peers;
 mod plot;
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
 
 use crate::exec::{self, Interrupted};
 use crate::places;
@@ -108,4 +111,25 @@ fn done(command: Command, show: fn(&[u8])) -> Result<String> {
         bail!("{what} failed ({}):\n{}", ran.end(), ran.output.trim_end());
     }
     Ok(ran.output)
+}
+
+/// Where results are written.
+fn directory() -> Result<PathBuf> {
+    let out = places::target().join("bench");
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    Ok(out)
+}
+
+/// Writes results as NAME.json; where to.
+fn write(name: &str, results: &impl Serialize) -> Result<PathBuf> {
+    let path = directory()?.join(name).with_extension("json");
+    fs::write(&path, serde_json::to_string_pretty(results)? + "\n")
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// In which order so many are run in a round: each begins with another, so that no one always
+/// follows the same and all see the same machine.
+fn order(round: u32, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |turn| (turn + round as usize) % count)
 }

@@ -1,6 +1,7 @@
 //! A command that is measured, and how it is run once.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -69,13 +70,7 @@ impl Contender {
         exec::go_on()?;
         if !ran.status.success() {
             let said = String::from_utf8_lossy(&ran.stderr);
-            let last = said
-                .trim()
-                .lines()
-                .last()
-                .unwrap_or("it said nothing")
-                .to_owned();
-            return Ok(Once::Failed(format!("{} ({})", last, ran.status)));
+            return Ok(Once::Failed(last_words(&said, ran.status)));
         }
         if let Some(report) = &self.report {
             took = took.saturating_sub(preparation(report)?);
@@ -101,6 +96,12 @@ impl Contender {
             runs: times.len(),
         }
     }
+}
+
+/// What a command that failed said last, and how it ended.
+pub(crate) fn last_words(said: &str, end: impl Display) -> String {
+    let last = said.trim().lines().last().unwrap_or("it said nothing");
+    format!("{last} ({end})")
 }
 
 /// The engine's report says how long it verified and unpacked the image.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::contender::quantile;
-use super::done;
+use super::contender::{last_words, quantile};
 use super::peers::LeftOut;
+use super::{done, order, write};
 use crate::exec;
 use crate::places;
 use crate::tools::{self, Tool};
@@ -142,12 +142,7 @@ pub(crate) fn run(rounds: u32, percent: u32) -> Result<()> {
             .context("the time to look an image up is no number")?,
     };
     print(&results);
-    let out = places::target().join("bench");
-    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let numbers = out.join("images.json");
-    fs::write(&numbers, serde_json::to_string_pretty(&results)? + "\n")
-        .with_context(|| format!("cannot write {}", numbers.display()))?;
-    println!("\nwritten: {}", numbers.display());
+    println!("\nwritten: {}", write("images", &results)?.display());
     Ok(())
 }
 
@@ -171,11 +166,10 @@ fn compare(
             }),
         }
     }
-    let count = able.len();
-    for round in 0..rounds as usize {
+    for round in 0..rounds {
         eprintln!("{name}: round {} of {rounds}", round + 1);
-        for turn in 0..count {
-            let contender = &mut able[(turn + round) % count];
+        for at in order(round, able.len()) {
+            let contender = &mut able[at];
             match once(contender, scratch)? {
                 Ok(used) => contender.uses.push(used),
                 Err(why) => bail!("{} failed in round {}: {why}", contender.name, round + 1),
@@ -229,12 +223,7 @@ fn once(contender: &Contender, scratch: &Path) -> Result<Result<Use, String>> {
     fs::remove_dir_all(&directory)
         .with_context(|| format!("cannot remove what {} unpacked", contender.name))?;
     if !ran.success() {
-        let last = ran.output.trim().lines().last();
-        return Ok(Err(format!(
-            "{} ({})",
-            last.unwrap_or("it said nothing"),
-            ran.end()
-        )));
+        return Ok(Err(last_words(&ran.output, ran.end())));
     }
     let report = fs::read_to_string(&report).context("cannot read what time wrote")?;
     let numbers: Vec<f64> = report

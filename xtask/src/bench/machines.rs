@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::contender::quantile;
-use super::done;
+use super::{directory, done, order, write};
 use crate::exec::{self, Interrupted};
 use crate::lab::{self, End, Lab};
 use crate::places;
@@ -60,11 +60,9 @@ pub(crate) fn run(rounds: u32) -> Result<()> {
         .current_dir(places::workspace());
     done(cargo, exec::aloud)?;
     let vmm = places::target().join("release/cofferdam-vmm");
-    let out = places::target().join("bench");
-    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let shared = tempfile::Builder::new()
         .prefix("machines-")
-        .tempdir_in(&out)
+        .tempdir_in(directory()?)
         .context("cannot make a temporary directory")?;
 
     let snapshots = snapshots::measure(&vmm, rounds)?;
@@ -85,10 +83,7 @@ pub(crate) fn run(rounds: u32) -> Result<()> {
         snapshots,
     };
     print(&results);
-    let numbers = out.join("machines.json");
-    fs::write(&numbers, serde_json::to_string_pretty(&results)? + "\n")
-        .with_context(|| format!("cannot write {}", numbers.display()))?;
-    println!("\nwritten: {}", numbers.display());
+    println!("\nwritten: {}", write("machines", &results)?.display());
     Ok(())
 }
 

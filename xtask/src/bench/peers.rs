@@ -11,10 +11,8 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::bundle;
 use super::contender::{Contender, Line, Once, Words};
-use super::done;
-use super::plot;
+use super::{bundle, directory, done, order, plot, write};
 use crate::exec;
 use crate::places;
 use crate::tools::{self, Tool};
@@ -60,8 +58,7 @@ pub(crate) fn run(rounds: u32) -> Result<()> {
     }
     tools::require(&TOOLS)?;
     exec::catch_signals();
-    let out = places::target().join("bench");
-    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let out = directory()?;
     let scratch = tempfile::Builder::new()
         .prefix("cofferdam-bench-")
         .tempdir()
@@ -101,26 +98,22 @@ pub(crate) fn run(rounds: u32) -> Result<()> {
         left_out,
     };
     print(&results);
-    let (numbers, picture) = (out.join("peers.json"), out.join("peers.svg"));
-    fs::write(&numbers, serde_json::to_string_pretty(&results)? + "\n")
-        .with_context(|| format!("cannot write {}", numbers.display()))?;
+    let (numbers, picture) = (write("peers", &results)?, out.join("peers.svg"));
     fs::write(&picture, plot::bars(&results.lines))
         .with_context(|| format!("cannot write {}", picture.display()))?;
     println!("\nwritten: {} and {}", numbers.display(), picture.display());
     Ok(())
 }
 
-/// Runs all in turn, each round beginning with another, so that no one always follows the same
-/// and all see the same machine.
+/// Runs all in turn, round by round.
 fn measure(contenders: &mut [Contender], rounds: u32) -> Result<()> {
     let bar = ProgressBar::new(u64::from(rounds + WARM_UP));
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} round {pos} of {len}") {
         bar.set_style(style);
     }
-    let count = contenders.len();
     for round in 0..rounds + WARM_UP {
-        for turn in 0..count {
-            let contender = &mut contenders[(turn + round as usize) % count];
+        for at in order(round, contenders.len()) {
+            let contender = &mut contenders[at];
             match contender.once(round)? {
                 Once::Took(time) if round >= WARM_UP => contender.times.push(time),
                 Once::Took(_) => {}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{Sample, done};
+use super::{Sample, done, order};
 use crate::exec;
 use crate::tools;
 
@@ -142,9 +142,8 @@ impl Stage {
         let disk = scratch.path().join("disk");
         File::create(&disk)?.set_len(u64::from(MIB) << 20)?;
         for work in Work::ALL {
-            let mut order = Contender::ALL;
-            order.rotate_left(self.round as usize % Contender::ALL.len());
-            for contender in order {
+            for at in order(self.round, Contender::ALL.len()) {
+                let contender = Contender::ALL[at];
                 // The jail's cost is in the start.
                 if contender == Contender::Jailed && work != Work::Boot {
                     continue;
