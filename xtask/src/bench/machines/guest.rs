@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -324,45 +324,62 @@ impl Run<'_> {
     }
 }
 
-type Network = thread::JoinHandle<std::io::Result<[Duration; 3]>>;
+type Network = thread::JoinHandle<io::Result<[Duration; 3]>>;
 
 /// Sends to the guest, receives from it, and passes single bytes to and fro; tells how long each
 /// took.
-fn thread_of_network() -> std::io::Result<Network> {
+fn thread_of_network() -> io::Result<Network> {
     let listen = |port: u16| TcpListener::bind((HOST, port));
     let (to, from, trips) = (listen(5000)?, listen(5001)?, listen(5002)?);
-    let accept = |listener: &TcpListener| -> std::io::Result<TcpStream> {
-        let (stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.set_write_timeout(Some(LIMIT))?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    };
     Ok(thread::spawn(move || {
         let mebibyte = vec![0; 1 << 20];
-        let mut stream = accept(&to)?;
-        let start = Instant::now();
-        for _ in 0..MIB {
-            stream.write_all(&mebibyte)?;
-        }
-        stream.shutdown(Shutdown::Write)?;
-        while stream.read(&mut [0; 16])? > 0 {}
-        let sent = start.elapsed();
-
-        let mut stream = accept(&from)?;
-        let start = Instant::now();
-        let mut buffer = mebibyte;
-        while stream.read(&mut buffer)? > 0 {}
-        let received = start.elapsed();
-
-        let mut stream = accept(&trips)?;
-        let start = Instant::now();
-        for _ in 0..ROUND_TRIPS {
-            stream.write_all(&[1])?;
-            stream.read_exact(&mut [0])?;
-        }
-        Ok([sent, received, start.elapsed()])
+        let sent = timed(&to, |mut stream| {
+            for _ in 0..MIB {
+                stream.write_all(&mebibyte)?;
+            }
+            stream.shutdown(Shutdown::Write)?;
+            until_end(stream, &mut [0; 16])
+        })?;
+        let received = timed(&from, |stream| until_end(stream, &mut vec![0; 1 << 20]))?;
+        let through = timed(&trips, |mut stream| {
+            for _ in 0..ROUND_TRIPS {
+                stream.write_all(&[1])?;
+                stream.read_exact(&mut [0])?;
+            }
+            Ok(())
+        })?;
+        Ok([sent, received, through])
     }))
+}
+
+/// Waits for the guest, and tells how long the talk with it took. The guest waits for the
+/// connection's end, which comes with the talk's.
+fn timed(
+    listener: &TcpListener,
+    talk: impl FnOnce(TcpStream) -> io::Result<()>,
+) -> io::Result<Duration> {
+    listener.set_nonblocking(true)?;
+    let waiting = Instant::now();
+    let stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            Err(_) if waiting.elapsed() > LIMIT => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    stream.set_nodelay(true)?;
+    let start = Instant::now();
+    talk(stream)?;
+    Ok(start.elapsed())
+}
+
+fn until_end(mut stream: TcpStream, buffer: &mut [u8]) -> io::Result<()> {
+    while stream.read(buffer)? > 0 {}
+    Ok(())
 }
 
 /// Seconds of CPU time, user and system; see proc_pid_stat(5).
