@@ -108,8 +108,7 @@ impl Registry {
         let mirrors = self
             .http
             .options
-            .hosts
-            .get(name.registry())
+            .settings(name.registry())
             .map_or(&[][..], |host| &host.mirrors);
         let mut places = Vec::with_capacity(mirrors.len() + 1);
         for mirror in mirrors {

@@ -274,6 +274,41 @@ fn what_stands_still_or_drips_counts_as_broken() {
     }
 }
 
+/// Whatever it is that drips: the head of an answer, a manifest, a token, or the reason for a refusal.
+#[test]
+fn documents_that_drip_count_as_broken() {
+    fn drip(stream: &mut std::net::TcpStream) {
+        // As blanks, what comes is right so far.
+        while stream.write_all(b" ").is_ok() {
+            thread::sleep(Duration::from_millis(60));
+        }
+    }
+    for what in ["head", "manifest", "token", "refusal"] {
+        let server = Server::start(move |request, _, stream| match what {
+            "head" => {
+                let _ = stream.write_all(b"HTTP/1.1 200 X\r\nx-slow:");
+                drip(stream);
+            }
+            "token" if !request.path.starts_with("/token") => {
+                let challenge = [("www-authenticate", "Bearer realm=\"/token\"")];
+                reply(stream, 401, &challenge, b"");
+            }
+            _ => {
+                let status = if what == "refusal" { 403 } else { 200 };
+                head(stream, status, &[], None);
+                drip(stream);
+            }
+        });
+        let start = Instant::now();
+        let error = pull(options(&server).attempts(2).least_rate(1000), &server).unwrap_err();
+        match what {
+            "refusal" => assert_cause!(error, Error::Refused { status: 403, .. }),
+            _ => assert_cause!(error, Error::Stalled { .. }),
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}");
+    }
+}
+
 #[test]
 fn an_overloaded_registry_is_given_time() {
     let good = blobs(1000);
@@ -764,4 +799,118 @@ fn a_push_that_breaks_goes_on_with_what_the_registry_has() {
         .filter_map(|one| one.header("content-range"))
         .collect();
     assert_eq!(starts, ["0-2999", "3000-5999", "4500-7499", "7500-9999"]);
+}
+
+/// It takes every chunk, and says that it has nothing, or more than there is, or loses what it had.
+#[test]
+fn a_push_to_a_registry_that_forgets_ends() {
+    let bytes = vec![7; 10_000];
+    let descriptor = oci_image::Descriptor::of("application/octet-stream", &bytes);
+    for forgets in ["all", "what is sent", "what it had"] {
+        let server = Server::start(move |request, number, stream| {
+            let place = ("location", "/v2/team/app/blobs/uploads/1");
+            let has = |range| [place, ("range", range)];
+            match (request.method.as_str(), forgets) {
+                ("HEAD", _) => reply(stream, 404, &[], b""),
+                ("POST", _) => reply(stream, 202, &[place], b""),
+                ("PATCH", "all") | ("GET", _) => reply(stream, 202, &has("0-0"), b""),
+                ("PATCH", "what is sent") => reply(stream, 202, &has("0-9999999"), b""),
+                ("PATCH", _) if number % 2 == 0 => reply(stream, 202, &has("0-2999"), b""),
+                ("PATCH", _) => reply(stream, 503, &[], b""),
+                _ => reply(stream, 201, &[], b""),
+            }
+        });
+        let body = bytes.clone();
+        let error = Registry::new(options(&server).chunk(3000).attempts(3))
+            .push_blob(&name(&server), &descriptor, move || {
+                Ok(std::io::Cursor::new(body.clone()))
+            })
+            .unwrap_err();
+        assert_cause!(
+            error,
+            Error::BadResponse { .. } | Error::Refused { status: 503, .. }
+        );
+        assert!(
+            server.seen().len() < 20,
+            "{forgets}: {}",
+            server.seen().len()
+        );
+    }
+}
+
+/// A registry of the specification's version 1.1 is asked itself, page by page, and told nothing by tags.
+#[test]
+fn what_refers_to_an_image_is_asked_of_the_registry() {
+    let subject = oci_image::Descriptor::of("application/vnd.oci.image.manifest.v1+json", b"{}");
+    let one = |kind: &str, size: u64| {
+        serde_json::json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "size": size,
+            "digest": Digest::sha256(kind.as_bytes()).to_string(), "artifactType": kind,
+        })
+    };
+    let index = |manifests: &[serde_json::Value]| {
+        serde_json::json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": manifests,
+        })
+        .to_string()
+    };
+    let place = format!("/v2/team/app/referrers/{}", subject.digest);
+    let pages = [
+        index(&[one("a/x", 1), one("b/x", 2)]),
+        index(&[one("a/x", 3)]),
+    ];
+    let tracks = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let (asked, says) = (place.clone(), Arc::clone(&tracks));
+    let server = Server::start(move |request, _, stream| {
+        let kind = ("content-type", "application/vnd.oci.image.index.v1+json");
+        let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
+        match request.method.as_str() {
+            // The filter is a registry's own choice: this one does not know it.
+            "GET" if path == asked && !query.contains("page=2") => {
+                let next = format!("<{path}?page=2>; rel=\"next\"");
+                reply(stream, 200, &[kind, ("link", &next)], pages[0].as_bytes());
+            }
+            "GET" if path == asked => reply(stream, 200, &[kind], pages[1].as_bytes()),
+            "PUT" if says.load(std::sync::atomic::Ordering::Relaxed) => {
+                reply(stream, 201, &[("oci-subject", "sha256:x")], b"");
+            }
+            "PUT" => reply(stream, 201, &[], b""),
+            _ => reply(stream, 404, &[], b""),
+        }
+    });
+    let client = Registry::new(options(&server));
+    let sizes = |kind| -> Vec<u64> {
+        let found = client
+            .referrers(&name(&server), &subject.digest, kind)
+            .unwrap();
+        found.iter().map(|found| found.size).collect()
+    };
+    assert_eq!(sizes(None), [1, 2, 3]);
+    assert_eq!(sizes(Some("a/x")), [1, 3]);
+    assert!(
+        server
+            .seen()
+            .iter()
+            .any(|seen| seen.path == format!("{place}?artifactType=a/x"))
+    );
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "a/x", "config": subject, "layers": [], "subject": subject,
+    });
+    let manifest =
+        oci_image::Document::new("application/vnd.oci.image.manifest.v1+json", manifest).unwrap();
+    let target = name(&server).with_digest(manifest.digest().clone());
+    for known in [true, false] {
+        tracks.store(known, std::sync::atomic::Ordering::Relaxed);
+        client.push_document(&target, &manifest).unwrap();
+    }
+    let puts: Vec<_> = server
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.method == "PUT")
+        .map(|seen| seen.path)
+        .collect();
+    let wanted = format!("/v2/team/app/manifests/{}", manifest.digest());
+    assert_eq!(puts, [wanted.clone(), wanted]);
 }

@@ -11,6 +11,7 @@ use ureq::http::Method;
 use super::challenge::Challenge;
 use super::credentials::{self, Credentials};
 use super::http::{Answer, Body, Failure, Http, Request, check_passing};
+use super::options::HUB_ADDRESS;
 use super::url;
 use crate::error::{Error, Result, excerpt};
 
@@ -70,7 +71,7 @@ impl Endpoint {
     pub(crate) fn find(http: &Arc<Http>, registry: &str) -> Result<Endpoint> {
         // Docker's registry has another name than its images.
         let host = match registry {
-            "docker.io" => "registry-1.docker.io",
+            "docker.io" => HUB_ADDRESS,
             host => host,
         };
         let address = format!("https://{host}");
@@ -81,7 +82,7 @@ impl Endpoint {
                 reason: "write it as HOST or HOST:PORT",
             });
         }
-        let settings = http.options.hosts.get(host);
+        let settings = http.options.settings(host);
         let plain = settings.is_some_and(|settings| settings.plain_http);
         let may_be_plain =
             settings.is_some_and(|settings| settings.insecure) || url::is_loopback(host);
@@ -167,8 +168,7 @@ impl Endpoint {
     fn credentials(&self, scopes: &[String]) -> Result<Option<Credentials>> {
         let options = &self.http.options;
         if let Some(given) = options
-            .hosts
-            .get(&self.registry)
+            .settings(&self.registry)
             .and_then(|host| host.credentials.clone())
         {
             return Ok(Some(given));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Method, Request as HttpRequest};
@@ -160,6 +160,43 @@ impl Answer {
     }
 }
 
+/// A body that must come fast enough: what drips is as good as what stands still, whatever it is.
+struct Watched {
+    body: Box<dyn Read + Send>,
+    url: String,
+    stall: Duration,
+    least_rate: u64,
+    /// For how long it was waited since the rate was last looked at, and what came. A reader that takes its time is not
+    /// the sender's fault.
+    waited: Duration,
+    received: u64,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let start = Instant::now();
+        let n = self.body.read(buf)?;
+        self.waited += start.elapsed();
+        self.received += n as u64;
+        if n == 0 || self.waited < self.stall {
+            return Ok(n);
+        }
+        let within = std::mem::take(&mut self.waited);
+        let received = std::mem::take(&mut self.received);
+        let least = within.as_millis() * u128::from(self.least_rate) / 1000;
+        if u128::from(received) < least {
+            let url = url::shown(&self.url);
+            return Err(Error::Stalled {
+                url,
+                received,
+                within,
+            }
+            .into_io());
+        }
+        Ok(n)
+    }
+}
+
 /// What all endpoints share: settings and connections.
 #[derive(Debug)]
 pub(crate) struct Http {
@@ -183,7 +220,7 @@ impl Http {
         if let Some(agent) = agents.get(authority) {
             return Ok(agent.clone());
         }
-        let host = self.options.hosts.get(authority);
+        let host = self.options.settings(authority);
         let roots = match host {
             Some(host) if !host.authorities.is_empty() => {
                 let roots = certificates(&host.authorities);
@@ -280,6 +317,8 @@ impl Http {
         let http = agent
             .configure_request(http)
             .timeout_per_read(Some(patience))
+            // Headers that drip.
+            .timeout_recv_response(Some(patience))
             .build();
         let answer = agent
             .run(http)
@@ -289,7 +328,14 @@ impl Http {
             status: parts.status.as_u16(),
             headers: parts.headers,
             url: to.to_owned(),
-            body: Box::new(body.into_reader()),
+            body: Box::new(Watched {
+                body: Box::new(body.into_reader()),
+                url: to.to_owned(),
+                stall: self.options.stall,
+                least_rate: self.options.least_rate,
+                waited: Duration::ZERO,
+                received: 0,
+            }),
         })
     }
 
@@ -305,16 +351,16 @@ impl Http {
                 Ok(error) => Failure::Final(error),
                 Err(source) => broken(operation, to, source),
             },
-            ureq::Error::Timeout(ureq::Timeout::PerRead | ureq::Timeout::PerWrite) => {
-                Failure::Passing(
-                    Error::Stalled {
-                        url: url::shown(to),
-                        received: 0,
-                        within: self.options.stall,
-                    },
-                    None,
-                )
-            }
+            ureq::Error::Timeout(
+                ureq::Timeout::PerRead | ureq::Timeout::PerWrite | ureq::Timeout::RecvResponse,
+            ) => Failure::Passing(
+                Error::Stalled {
+                    url: url::shown(to),
+                    received: 0,
+                    within: self.options.stall,
+                },
+                None,
+            ),
             error @ ureq::Error::Timeout(_) => {
                 Failure::Passing(network(io::Error::other(error)), None)
             }
@@ -376,6 +422,11 @@ pub(crate) fn check_passing(answer: Answer, operation: &'static str) -> Result<A
 
 /// A connection that fails or breaks.
 pub(crate) fn broken(operation: &'static str, url: &str, source: io::Error) -> Failure {
+    let source = match source.downcast::<Error>() {
+        // It came too slowly.
+        Ok(error) => return Failure::Passing(error, None),
+        Err(source) => source,
+    };
     let passes = match source.kind() {
         io::ErrorKind::ConnectionReset
         | io::ErrorKind::ConnectionAborted

@@ -42,6 +42,16 @@ pub(crate) struct Mirror {
     pub(crate) prefix: String,
 }
 
+/// Docker's own registry is found elsewhere than its images' names say.
+pub(crate) const HUB_ADDRESS: &str = "registry-1.docker.io";
+
+fn image_host(registry: &str) -> &str {
+    match registry {
+        HUB_ADDRESS | "index.docker.io" => "docker.io",
+        other => other,
+    }
+}
+
 impl Default for RegistryOptions {
     fn default() -> RegistryOptions {
         RegistryOptions::new()
@@ -78,7 +88,14 @@ impl RegistryOptions {
     }
 
     fn host(&mut self, registry: &str) -> &mut Host {
-        self.hosts.entry(registry.to_owned()).or_default()
+        self.hosts
+            .entry(image_host(registry).to_owned())
+            .or_default()
+    }
+
+    /// What is set for a registry, by the name that images have or by the one that it has itself.
+    pub(crate) fn settings(&self, registry: &str) -> Option<&Host> {
+        self.hosts.get(image_host(registry))
     }
 
     /// Also looks for credentials in this file, of the form of Docker's `config.json`.
@@ -162,10 +179,10 @@ impl RegistryOptions {
         self
     }
 
-    /// Pushes blobs in pieces of this many bytes, so that a push that breaks goes on where it was. By default a blob is
-    /// sent in one piece, which every registry takes.
+    /// Pushes blobs in pieces of this many bytes, at least 2, so that a push that breaks goes on where it was. By default
+    /// a blob is sent in one piece, which every registry takes.
     pub fn chunk(mut self, bytes: u64) -> RegistryOptions {
-        self.chunk = Some(bytes.max(1));
+        self.chunk = Some(bytes.max(2));
         self
     }
 
@@ -182,5 +199,25 @@ impl RegistryOptions {
     ) -> RegistryOptions {
         self.listener = Listener(Some(Arc::new(listener)));
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dockers_registry_is_one_under_all_its_names() {
+        let options = RegistryOptions::new()
+            .certificate_authorities("docker.io", b"one")
+            .certificate_authorities("index.docker.io", b"two")
+            .plain_http("other.example");
+        for name in ["docker.io", "registry-1.docker.io", "index.docker.io"] {
+            let settings = options.settings(name).unwrap();
+            assert_eq!(settings.authorities, b"onetwo", "{name}");
+            assert!(!settings.plain_http);
+        }
+        assert!(options.settings("other.example").unwrap().plain_http);
+        assert!(options.settings("docker.io.example").is_none());
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Instant;
 
 use ureq::http::Method;
 
@@ -51,8 +50,6 @@ impl Remote {
             attempts: 0,
             mark: offset,
             skip: 0,
-            arrived: 0,
-            watch: (Instant::now(), 0),
             told: offset,
         };
         download.tell(|download| {
@@ -81,10 +78,6 @@ pub(crate) struct Download {
     mark: u64,
     /// Bytes of the body that are here already and are dropped.
     skip: u64,
-    /// Bytes that came in all.
-    arrived: u64,
-    /// Since when, and from how many bytes on, the rate is measured.
-    watch: (Instant, u64),
     told: u64,
 }
 
@@ -115,7 +108,6 @@ impl Download {
                 Ok((body, skip)) => {
                     self.body = Some(body);
                     self.skip = skip;
-                    self.watch = (Instant::now(), self.arrived);
                 }
                 Err(failure) => self.failed(failure)?,
             }
@@ -230,27 +222,6 @@ impl Download {
         }
     }
 
-    /// Whether what came since the last look came fast enough.
-    fn look_at_rate(&mut self) -> Option<Failure> {
-        let options = &self.remote.http.options;
-        let (since, from) = self.watch;
-        let within = since.elapsed();
-        if within < options.stall {
-            return None;
-        }
-        let received = self.arrived - from;
-        self.watch = (Instant::now(), self.arrived);
-        let least = within.as_millis() * u128::from(options.least_rate) / 1000;
-        (u128::from(received) < least).then(|| {
-            let error = Error::Stalled {
-                url: self.place(),
-                received,
-                within,
-            };
-            Failure::Passing(error, None)
-        })
-    }
-
     /// All bytes are here: whether the sender thinks so, too.
     fn end(&mut self) -> Result<()> {
         let Some(mut body) = self.body.take() else {
@@ -282,7 +253,6 @@ impl Download {
             let failure = match body.read(&mut buffer[..most]) {
                 Ok(0) => self.truncated(self.position),
                 Ok(n) => {
-                    self.arrived += n as u64;
                     if dropped == 0 {
                         self.position += n as u64;
                     } else {
@@ -290,8 +260,6 @@ impl Download {
                     }
                     if self.position == self.size {
                         self.end()?;
-                    } else if let Some(failure) = self.look_at_rate() {
-                        self.failed(failure)?;
                     }
                     if dropped > 0 {
                         continue;

@@ -159,14 +159,18 @@ impl Target<'_> {
         let address = self.endpoint.url(self.repository, "blobs/uploads/");
         let (mut location, least) = http.persist(&address, || self.begin())?;
         let chunk = chunk.max(least);
-        let (mut offset, mut attempt) = (0, 0);
+        let (mut offset, mut furthest, mut attempt) = (0, 0, 0);
         while offset < descriptor.size {
             let size = chunk.min(descriptor.size - offset);
             match self.chunk(descriptor, open, &location, offset, size) {
                 Ok((next, received)) => {
                     location = next;
                     offset = received;
-                    attempt = 0;
+                    // A registry that loses what it had is not given patience anew.
+                    if offset > furthest {
+                        furthest = offset;
+                        attempt = 0;
+                    }
                 }
                 Err(failure) => {
                     let (error, asked) = match failure {
@@ -228,7 +232,16 @@ impl Target<'_> {
             // 202 is what is specified, 204 what some send.
             202 | 204 => {
                 let received = range_end(&answer).unwrap_or(offset + size);
-                Ok((upload_location(&answer)?, received))
+                let next = upload_location(&answer)?;
+                if received <= offset || received > offset + size {
+                    let error = Error::BadResponse {
+                        url: url::shown(&answer.url),
+                        reason: "it says that it has other bytes than it was sent",
+                        found: excerpt(answer.header("range").unwrap_or_default()),
+                    };
+                    return Err(Failure::Passing(error, None));
+                }
+                Ok((next, received))
             }
             // It has other bytes than we think: it is asked.
             416 => Err(Failure::Passing(answer.refused(OPERATION), None)),
@@ -310,7 +323,7 @@ fn range_end(answer: &Answer) -> Option<u64> {
     let text = answer.header("range")?;
     let text = text.strip_prefix("bytes=").unwrap_or(text);
     let end: u64 = text.strip_prefix("0-")?.parse().ok()?;
-    // Nothing and one byte look the same; a chunk is never one byte.
+    // Nothing and one byte look the same; a chunk is never one byte, and the first byte never comes alone.
     Some(if end == 0 { 0 } else { end.checked_add(1)? })
 }
 
