@@ -138,6 +138,7 @@ fn index(
     };
     let mut reader = TarReader::new(BufReader::new(SeekableSection { section, length }), limits);
     let mut members = HashMap::new();
+    let mut bytes = 0;
     while let Some(entry) = reader.next_entry_by_seeking()? {
         let Ok(name) = std::str::from_utf8(&entry.path) else {
             continue;
@@ -177,6 +178,20 @@ fn index(
             }
             _ => continue,
         };
+        let link = match &member {
+            Member::File { .. } => 0,
+            Member::Link(target) => target.len(),
+        };
+        bytes += (size_of::<(String, Member)>() + name.len() + link) as u64;
+        if bytes > limits.document_bytes {
+            return Err(Error::Limit {
+                what: "the list of what is in the archive",
+                found: bytes,
+                unit: "bytes",
+                limit: limits.document_bytes,
+                setting: "document_bytes",
+            });
+        }
         members.insert(name, member);
     }
     Ok(members)

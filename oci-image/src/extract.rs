@@ -17,11 +17,11 @@ use crate::acl;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::report::{SkipReason, UnpackReport};
-use crate::rootdir::{self, open_directory, parts, proc_path};
+use crate::rootdir::{self, open_directory_within, parts, proc_path};
 use crate::tar_reader::{TarEntry, TarKind, TarReader};
 use crate::unpack::{Devices, UnpackOptions};
 use crate::whiteout::{Meaning, meaning};
-use directory::PendingDirectory;
+use directory::Pending;
 use hide::Hiding;
 
 /// Puts entries into a directory, in the order of the archive.
@@ -33,8 +33,9 @@ pub(crate) struct Extractor<'a> {
     /// The directory of the entry before; entries of one directory mostly follow one another.
     parent: Option<Parent>,
     hiding: Hiding,
-    /// Directories get mode and time in the end: until then they must be writable, and writing changes their time.
-    directories: Vec<PendingDirectory>,
+    pending: Pending,
+    /// Bytes copied from the layers below.
+    copied: u64,
     /// Ids that a new file has without further ado.
     own_uid: u32,
     own_gid: u32,
@@ -79,7 +80,8 @@ impl<'a> Extractor<'a> {
             parent: None,
             hiding: Hiding::new(options.whiteouts, &root)
                 .map_err(failed("list the directory to unpack into"))?,
-            directories: Vec::new(),
+            pending: Pending::default(),
+            copied: 0,
             own_uid: rustix::process::geteuid().as_raw(),
             own_gid: rustix::process::getegid().as_raw(),
             umask: rootdir::umask(),
@@ -94,6 +96,7 @@ impl<'a> Extractor<'a> {
         archive: &mut TarReader<R>,
     ) -> Result<()> {
         self.report.entries += 1;
+        self.finish_some()?;
         let path = self.path(&entry.path)?;
         let Some(split) = path
             .iter()
@@ -172,12 +175,13 @@ impl<'a> Extractor<'a> {
         {
             return Ok(());
         }
-        let fd = match open_directory(self.root.as_fd(), path) {
+        let fd = match open_directory_within(self.root.as_fd(), path, self.limits.depth) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => self.make_missing(path, offset)?,
             Err(errno) => return Err(failed("open the directory of the entry")(errno)),
         };
         let stat = fstat(&fd).map_err(failed("look at the directory of the entry"))?;
+        self.pending.reopen(&stat, path, offset);
         let default_acl = rustix::fs::getxattr(proc_path(&fd), acl::DEFAULT, &mut [0u8; 1]);
         self.parent = Some(Parent {
             path: path.to_vec(),

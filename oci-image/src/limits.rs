@@ -7,7 +7,7 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Bytes of a manifest, an index or a configuration. Default 4 MiB, which is also what registries accept.
+    /// Bytes of a manifest, an index or a configuration, and of the list of what is in an archive of images. Default 4 MiB, which is also what registries accept.
     pub document_bytes: u64,
     /// Bytes of one uncompressed layer, holes of sparse files included. Default 64 GiB.
     pub layer_bytes: u64,
@@ -17,6 +17,9 @@ pub struct Limits {
     pub depth: u64,
     /// Bytes of the extended headers (PAX, GNU long names, sparse maps) of one entry. Default 1 MiB.
     pub extension_bytes: u64,
+    /// Bytes of memory for directories of one layer that can be closed only in the end: those whose mode keeps their own
+    /// user out, and those with access control lists. Default 16 MiB, which is some hundred thousand of them.
+    pub deferred_bytes: u64,
     /// How many bytes a Zstandard frame may refer back, which the decoder must keep. Default 8 MiB, which is what RFC
     /// 8878 asks decoders for and what the `zstd` program needs up to level 19. A layer takes that much memory while it
     /// is read; counted in powers of two, up to 2 GiB.
@@ -33,6 +36,7 @@ impl Default for Limits {
             entries: 4_000_000,
             depth: 256,
             extension_bytes: 1 << 20,
+            deferred_bytes: 16 << 20,
             zstd_window_bytes: 8 << 20,
             user_file_bytes: 4 << 20,
         }

@@ -24,7 +24,7 @@ pub struct UnpackReport {
 /// Something of a layer that is not in the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// The entry's name.
+    /// The entry's name, up to the 4096 bytes that a path can have.
     pub entry: String,
     /// What of it was left out, and why.
     pub reason: SkipReason,
@@ -58,7 +58,7 @@ impl UnpackReport {
     pub(crate) fn skip(&mut self, entry: &[u8], reason: SkipReason) {
         if self.skipped.len() < Self::MAX_SKIPPED {
             self.skipped.push(Skipped {
-                entry: String::from_utf8_lossy(entry).into_owned(),
+                entry: String::from_utf8_lossy(&entry[..entry.len().min(4096)]).into_owned(),
                 reason,
             });
         } else {

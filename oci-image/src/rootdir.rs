@@ -52,6 +52,34 @@ pub(crate) fn open_directory(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedF
     )
 }
 
+/// Like [`open_directory`], where at most `most` directories are above the one that is found. Links may lead deeper than
+/// any name says, and so deep that nobody can remove it any more.
+pub(crate) fn open_directory_within(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    most: u64,
+) -> Result<OwnedFd> {
+    if path.is_empty() {
+        return open_directory(root, path);
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat2_in_root(root, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::LOOP) => {}
+        // As deep as its name.
+        result => return result,
+    }
+    let fd = open_directory(root, path)?;
+    let depth = |fd: BorrowedFd<'_>| -> Result<usize> {
+        let path = readlinkat(rustix::fs::CWD, proc_path(fd), Vec::new())?;
+        Ok(parts(path.as_bytes()).count())
+    };
+    let deeper = depth(fd.as_fd())?.saturating_sub(depth(root)?);
+    if deeper as u64 > most {
+        return Err(Errno::NAMETOOLONG);
+    }
+    Ok(fd)
+}
+
 /// Like [`open_directory`], but makes what is missing: `made` is told each directory that was made, with the path
 /// from the root to it, all links resolved.
 pub(crate) fn make_directories(

@@ -9,6 +9,7 @@ mod number;
 mod records;
 mod sparse;
 
+use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, Read, Seek};
 
 use crate::error::{Error, Result, TarProblem};
@@ -39,7 +40,7 @@ pub struct TarReader<R> {
     /// Name and place of the entry that is being read, as far as they are known.
     name: Vec<u8>,
     start: u64,
-    globals: Vec<Record>,
+    globals: BTreeMap<Vec<u8>, Record>,
     ended: bool,
     extension_bytes: u64,
     max_entries: u64,
@@ -65,7 +66,7 @@ impl<R: BufRead> TarReader<R> {
             entries: 0,
             name: Vec::new(),
             start: 0,
-            globals: Vec::new(),
+            globals: BTreeMap::new(),
             ended: false,
             extension_bytes: limits.extension_bytes,
             max_entries: limits.entries,
@@ -199,12 +200,11 @@ impl<R: BufRead> TarReader<R> {
                     TarProblem::Ambiguous("a global header names or sizes all entries"),
                 ));
             }
-            self.globals.retain(|known| known.key != record.key);
-            self.globals.push(record);
+            self.globals.insert(record.key.clone(), record);
         }
         let bytes: usize = self
             .globals
-            .iter()
+            .values()
             .map(|record| record.key.len() + record.value.len())
             .sum();
         if bytes as u64 > self.extension_bytes {
@@ -321,10 +321,11 @@ impl<R: BufRead> TarReader<R> {
         let mut sparse = SparseRecords::default();
         let globals = std::mem::take(&mut self.globals);
         let result = globals
-            .iter()
+            .values()
             .chain(&extensions.records)
             .try_for_each(|record| apply(record, &mut entry, &mut stored, &mut sparse, has_long));
         self.globals = globals;
+        keep_last(&mut entry.xattrs);
         let result = result.and_then(|()| sparse.check(flag));
         // The name under which readers that do not know sparse files find the entry is another.
         if let Some(name) = sparse.name.take() {
@@ -501,6 +502,16 @@ impl<R: BufRead> Read for TarReader<R> {
         buf[..n].copy_from_slice(&available[..n]);
         self.consume_data(n);
         Ok(n)
+    }
+}
+
+/// Of several attributes of one name the last counts.
+fn keep_last(xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>) {
+    if xattrs.len() > 1 {
+        let mut seen = HashSet::with_capacity(xattrs.len());
+        xattrs.reverse();
+        xattrs.retain(|(name, _)| seen.insert(name.clone()));
+        xattrs.reverse();
     }
 }
 

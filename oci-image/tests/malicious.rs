@@ -621,6 +621,38 @@ fn names_that_no_filesystem_takes() {
     );
 }
 
+/// Each name is short; together they would lead deeper than a directory can be removed again.
+#[test]
+fn links_that_lead_ever_deeper() {
+    let down = "d/".repeat(200);
+    let first = || {
+        Tar::new()
+            .pax(&[("path", format!("{down}f").as_bytes())])
+            .file("f", "")
+            .pax(&[("linkpath", down.as_bytes())])
+            .symlink("link", "")
+    };
+    let too_deep = |error: &Error| match error {
+        Error::Unpack { source, .. } => source.kind() == std::io::ErrorKind::InvalidFilename,
+        _ => false,
+    };
+    // All at once, and one by one.
+    let name = format!("link/{down}f");
+    refused(
+        &first()
+            .pax(&[("path", name.as_bytes())])
+            .file("f", "")
+            .end(),
+        too_deep,
+    );
+    let mut archive = first();
+    for number in 0..100 {
+        let name = format!("link/{}", "e/".repeat(number + 1));
+        archive = archive.pax(&[("path", name.as_bytes())]).dir("e/");
+    }
+    refused(&archive.end(), too_deep);
+}
+
 #[test]
 fn sparse_maps_that_lie() {
     let sparse = |map: &[u8], size: &[u8]| {

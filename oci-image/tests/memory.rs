@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{Arena, Head, Tar, assert_cause, gzip, layout, noise, open_with, options, unpack};
@@ -255,4 +255,123 @@ fn names_without_number_take_little() {
             .unwrap();
     });
     assert!(grown < 4 * MIB, "{grown}");
+}
+
+/// An archive that is made while it is read, entry by entry.
+struct Made<F> {
+    entry: F,
+    number: usize,
+    bytes: Vec<u8>,
+    position: usize,
+}
+
+impl<F: FnMut(usize) -> Vec<u8>> Made<F> {
+    fn new(entry: F) -> Made<F> {
+        Made {
+            entry,
+            number: 0,
+            bytes: Vec::new(),
+            position: 0,
+        }
+    }
+}
+
+impl<F: FnMut(usize) -> Vec<u8>> BufRead for Made<F> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        if self.position == self.bytes.len() {
+            self.bytes = (self.entry)(self.number);
+            self.number += 1;
+            self.position = 0;
+        }
+        Ok(&self.bytes[self.position..])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.position += n;
+    }
+}
+
+impl<F: FnMut(usize) -> Vec<u8>> Read for Made<F> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.fill_buf()?.read(buf)?;
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+fn unpack_made(entry: impl FnMut(usize) -> Vec<u8>, whiteouts: Whiteouts) -> Result<(), Error> {
+    let arena = Arena::new();
+    let root = File::open(arena.root()).unwrap();
+    Unpacker::new(options(whiteouts), Limits::default())
+        .unpack(Made::new(entry), root)
+        .map(drop)
+}
+
+#[test]
+fn directories_without_number_take_little() {
+    let _alone = alone();
+    let long = "n".repeat(240);
+    let down = [long.as_str(); 8].join("/");
+    let grown = growth(|| {
+        let entry = |number| match number {
+            0..8_000 => {
+                let name = format!("{down}/{number}/");
+                Tar::new().pax(&[("path", name.as_bytes())]).dir("d/").0
+            }
+            _ => Vec::new(),
+        };
+        unpack_made(entry, Whiteouts::OverlayUser).unwrap();
+    });
+    assert!(grown < 12 * MIB, "{grown}");
+    // The same one again and again.
+    let grown = growth(|| {
+        let entry = |number| match number {
+            0..60_000 => Tar::new().dir("directory/").0,
+            _ => Vec::new(),
+        };
+        unpack_made(entry, Whiteouts::OverlayUser).unwrap();
+    });
+    assert!(grown < 4 * MIB, "{grown}");
+}
+
+#[test]
+fn what_is_left_out_takes_little() {
+    let _alone = alone();
+    let long = vec![b'n'; 500_000];
+    let grown = growth(|| {
+        let entry = |number| match number {
+            0..200 => {
+                let device = Tar::new().pax(&[("path", &long)]);
+                device.head(&Head::new("device", b'3')).0
+            }
+            _ => Vec::new(),
+        };
+        unpack_made(entry, Whiteouts::OverlayUser).unwrap();
+    });
+    assert!(grown < 16 * MIB, "{grown}");
+}
+
+#[test]
+fn an_archive_of_images_with_many_members_takes_little() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("saved.tar.gz");
+    let mut gzip =
+        flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::fast());
+    for number in 0..300_000 {
+        let name = format!("{number}");
+        gzip.write_all(&Head::new(name, b'0').block()).unwrap();
+    }
+    gzip.finish().unwrap();
+    let grown = growth(|| {
+        let error = open(&path).unwrap_err();
+        assert_cause!(
+            error,
+            Error::Limit {
+                setting: "document_bytes",
+                ..
+            }
+        );
+    });
+    assert!(grown < 16 * MIB, "{grown}");
 }

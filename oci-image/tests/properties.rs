@@ -10,9 +10,9 @@ use std::process::Command;
 
 use common::damage::damaged;
 use common::tar_crate::{both_read, disagreement};
-use common::trees::{config, entries, options, tree};
+use common::trees::{Node, config, entries, options, tree};
 use common::{Arena, Head, Tar, checksum, run, unpack};
-use oci_image::{LayerWriter, Limits, TarKind, TarReader, walk};
+use oci_image::{LayerWriter, Limits, Metadata, TarKind, TarReader, Unpacker, Whiteouts, walk};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -31,8 +31,27 @@ proptest! {
         let mut writer = LayerWriter::new(Vec::new(), options()).unwrap();
         writer.append_all(walk(arena.root()).unwrap()).unwrap();
         let (again, _) = writer.finish().unwrap();
-        prop_assert_eq!(again.diff_id, layer.diff_id);
+        prop_assert_eq!(&again.diff_id, &layer.diff_id);
         arena.assert_untouched();
+
+        // Also with directories that are finished before the end.
+        let arena = Arena::new();
+        let mut limits = Limits::default();
+        limits.deferred_bytes = 400;
+        let root = fs::File::open(arena.root()).unwrap();
+        match Unpacker::new(common::options(Whiteouts::Apply), limits).unpack(&bytes[..], root) {
+            Ok(_) => {
+                let mut writer = LayerWriter::new(Vec::new(), options()).unwrap();
+                writer.append_all(walk(arena.root()).unwrap()).unwrap();
+                prop_assert_eq!(writer.finish().unwrap().0.diff_id, layer.diff_id);
+            }
+            Err(error) => {
+                let closed = |(node, metadata): &(Node, Metadata)| {
+                    matches!(node, Node::Directory) && metadata.mode & 0o200 == 0
+                };
+                prop_assert!(tree.values().any(closed), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -425,3 +425,67 @@ fn caps_hold() {
         .end();
     check(&sparse, Limits::default(), "layer_bytes");
 }
+
+/// There are so many directories that those before are finished already when something is put into them.
+#[test]
+fn directories_that_are_finished_early_are_the_same_in_the_end() {
+    let limits = |bytes| {
+        let mut limits = Limits::default();
+        limits.deferred_bytes = bytes;
+        limits
+    };
+    let directory = |name: &str, mode| {
+        let mut head = Head::new(name, b'5');
+        head.mode = mode;
+        head
+    };
+    let archive = || {
+        Tar::new()
+            .head(&directory("a/", 0o750))
+            .head(&directory("a/b/", 0o1711))
+            .head(&directory("c/", 0o700))
+            .file("file", "")
+    };
+    let archive_open = archive()
+        .file("a/file", "")
+        .hardlink("a/b/link", "file")
+        .file("c/new/deep/file", "")
+        .head(&directory("c/", 0o710))
+        .symlink("link", "a/b")
+        .file("link/through", "")
+        .file("a/b/.wh.link", "")
+        .end();
+    let arena = Arena::new();
+    fs::write(arena.root().join("there"), "").unwrap();
+    let into = |archive: &[u8], bytes| {
+        Unpacker::new(options(Whiteouts::Apply), limits(bytes))
+            .unpack(archive, fs::File::open(arena.root()).unwrap())
+    };
+    into(&archive_open, 200).unwrap();
+    for (name, wanted) in [("a", 0o750), ("a/b", 0o1711), ("c", 0o710)] {
+        let path = arena.root().join(name);
+        assert_eq!(mode(&path), wanted, "{name}");
+        assert_eq!(
+            fs::metadata(&path).unwrap().mtime(),
+            1_000_000_000,
+            "{name}"
+        );
+    }
+    assert!(arena.root().join("a/b/through").exists());
+    // What would keep us out cannot be finished before the end.
+    let mut closed = archive();
+    for number in 0..10 {
+        closed = closed.head(&directory(&format!("closed{number}/"), 0o500));
+    }
+    let closed = closed.end();
+    let error = into(&closed, 500).unwrap_err();
+    assert_cause!(
+        error,
+        Error::Limit {
+            setting: "deferred_bytes",
+            ..
+        }
+    );
+    into(&closed, 5000).unwrap();
+    assert_eq!(mode(arena.root().join("closed9")), 0o500);
+}

@@ -1,12 +1,12 @@
 //! Directories: made at once, and finished when nothing is put into them any more.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, mkdirat, openat, statat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, mkdirat, openat, statat,
 };
 use rustix::io::Errno;
 
@@ -22,8 +22,6 @@ use crate::whiteout::Whiteouts;
 /// What is set on a directory in the end.
 pub(super) struct PendingDirectory {
     path: Box<[u8]>,
-    device: u64,
-    inode: u64,
     mode: u32,
     mtime: (i64, u32),
     /// Attributes that would be handed on to what is made in the directory.
@@ -32,20 +30,102 @@ pub(super) struct PendingDirectory {
     offset: u64,
 }
 
+/// Bytes that directories of ordinary images take until the end. Beyond that some are finished before, and once more if
+/// something else is put into them.
+const HELD: u64 = 4 << 20;
+
+/// Directories get mode and time in the end: until then they must be writable, and writing changes their time.
+#[derive(Default)]
+pub(super) struct Pending {
+    /// By device and inode; of two entries for one directory the later counts.
+    directories: HashMap<(u64, u64), PendingDirectory>,
+    bytes: u64,
+    /// Some are finished already.
+    early: bool,
+}
+
+impl PendingDirectory {
+    fn bytes(&self) -> u64 {
+        let acls: usize = self.acls.iter().map(|(_, value)| 32 + value.len()).sum();
+        (size_of::<((u64, u64), PendingDirectory)>() + self.path.len() + acls) as u64
+    }
+
+    /// Whether something can be put into it afterwards as before.
+    fn stays_open(&self) -> bool {
+        self.mode & 0o700 == 0o700 && self.acls.is_empty()
+    }
+}
+
+impl Pending {
+    fn insert(&mut self, stat: &Stat, directory: PendingDirectory) {
+        self.bytes += directory.bytes();
+        if let Some(before) = self
+            .directories
+            .insert((stat.st_dev, stat.st_ino), directory)
+        {
+            self.bytes -= before.bytes();
+        }
+    }
+
+    /// A directory is going to be changed, that may be finished already: it is finished again, as it is.
+    pub(super) fn reopen(&mut self, stat: &Stat, path: &[u8], offset: u64) {
+        if self.early && !self.directories.contains_key(&(stat.st_dev, stat.st_ino)) {
+            let directory = PendingDirectory {
+                path: path.into(),
+                mode: stat.st_mode & 0o7777,
+                mtime: mtime_of(stat),
+                acls: Box::default(),
+                offset,
+            };
+            self.insert(stat, directory);
+        }
+    }
+}
+
 impl Extractor<'_> {
     /// Sets what had to wait, and says what was done.
     pub(crate) fn finish(mut self) -> Result<UnpackReport> {
+        let pending = std::mem::take(&mut self.pending);
+        self.finish_directories(pending.directories)?;
+        Ok(self.report)
+    }
+
+    /// Finishes directories before the end when there are very many.
+    pub(super) fn finish_some(&mut self) -> Result<()> {
+        if self.pending.bytes <= HELD.min(self.limits.deferred_bytes) {
+            return Ok(());
+        }
+        let all = std::mem::take(&mut self.pending);
+        self.pending.early = true;
+        let (open, rest): (HashMap<_, _>, HashMap<_, _>) = all
+            .directories
+            .into_iter()
+            .partition(|(_, directory)| directory.stays_open());
+        self.pending.bytes = rest.values().map(PendingDirectory::bytes).sum();
+        self.pending.directories = rest;
+        if self.pending.bytes > self.limits.deferred_bytes {
+            return Err(Error::Limit {
+                what: "what is kept of directories to be closed in the end",
+                found: self.pending.bytes,
+                unit: "bytes",
+                limit: self.limits.deferred_bytes,
+                setting: "deferred_bytes",
+            });
+        }
+        self.finish_directories(open)
+    }
+
+    fn finish_directories(
+        &mut self,
+        directories: HashMap<(u64, u64), PendingDirectory>,
+    ) -> Result<()> {
+        // Its time would be changed, and what is known of it is not so any more.
         self.parent = None;
-        let mut done = HashSet::new();
-        let mut directories = std::mem::take(&mut self.directories);
-        // What is deeper comes first, as its directory may not be searchable afterwards; of two entries for one
-        // directory the later.
-        directories.reverse();
-        directories.sort_by_key(|pending| std::cmp::Reverse(rootdir::parts(&pending.path).count()));
-        for pending in directories {
-            if !done.insert((pending.device, pending.inode)) {
-                continue;
-            }
+        let mut directories: Vec<_> = directories.into_iter().collect();
+        // What is deeper comes first, as its directory may not be searchable afterwards.
+        directories
+            .sort_by_key(|(_, pending)| std::cmp::Reverse(rootdir::parts(&pending.path).count()));
+        for (id, pending) in directories {
             let context = |error: Error| error.in_entry(&pending.path, pending.offset);
             let fd = match open_directory(self.root.as_fd(), &pending.path) {
                 Ok(fd) => fd,
@@ -54,7 +134,7 @@ impl Extractor<'_> {
                 Err(errno) => return Err(context(failed("open a directory again")(errno))),
             };
             let stat = fstat(&fd).map_err(|errno| context(failed("look at a directory")(errno)))?;
-            if (stat.st_dev, stat.st_ino) != (pending.device, pending.inode) {
+            if (stat.st_dev, stat.st_ino) != id {
                 continue;
             }
             rustix::fs::chmod(proc_path(&fd), Mode::from_raw_mode(pending.mode))
@@ -63,13 +143,36 @@ impl Extractor<'_> {
                 .map_err(context)?;
             set_times(fd.as_fd(), pending.mtime).map_err(context)?;
         }
-        Ok(self.report)
+        Ok(())
+    }
+
+    /// The directory nearest to `path` that is there is going to be changed.
+    fn reopen_nearest(&mut self, path: &[u8], offset: u64) -> Result<()> {
+        if !self.pending.early {
+            return Ok(());
+        }
+        let mut path = path;
+        loop {
+            match open_directory(self.root.as_fd(), path) {
+                Ok(fd) => {
+                    let stat = fstat(&fd).map_err(failed("look at a directory"))?;
+                    self.pending.reopen(&stat, path, offset);
+                    return Ok(());
+                }
+                Err(_) if !path.is_empty() => path = split(path).0,
+                Err(errno) => return Err(failed("open a directory again")(errno)),
+            }
+        }
     }
 
     /// A directory that the layer uses without listing it looks like the one below, or belongs to root.
     pub(super) fn make_missing(&mut self, path: &[u8], offset: u64) -> Result<OwnedFd> {
+        self.reopen_nearest(path, offset)?;
         let mut made = Vec::new();
         let root = make_directories(self.root.as_fd(), path, |fd, path| {
+            if rootdir::parts(path).count() as u64 > self.limits.depth {
+                return Err(Errno::NAMETOOLONG);
+            }
             made.push((
                 fd.try_clone_to_owned()
                     .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?,
@@ -104,8 +207,6 @@ impl Extractor<'_> {
                 .map_err(failed("set the owner of a directory"))?;
                 PendingDirectory {
                     path: path.into(),
-                    device: stat.st_dev,
-                    inode: stat.st_ino,
                     mode: below.st_mode & 0o7777,
                     mtime: mtime_of(&below),
                     acls: Box::default(),
@@ -116,15 +217,13 @@ impl Extractor<'_> {
                 self.set_owner(fd.as_fd(), uid, gid, stat.st_gid != self.own_gid)?;
                 PendingDirectory {
                     path: path.into(),
-                    device: stat.st_dev,
-                    inode: stat.st_ino,
                     mode: 0o755,
                     mtime: mtime_of(&stat),
                     acls: Box::default(),
                     offset,
                 }
             };
-            self.directories.push(pending);
+            self.pending.insert(&stat, pending);
         }
         Ok(root)
     }
@@ -202,15 +301,14 @@ impl Extractor<'_> {
             )
             .map_err(failed("set the mode of a directory"))?;
         }
-        self.directories.push(PendingDirectory {
+        let pending = PendingDirectory {
             path: path.into(),
-            device: stat.st_dev,
-            inode: stat.st_ino,
             mode: entry.mode,
             mtime: entry.mtime,
             acls,
             offset: entry.offset,
-        });
+        };
+        self.pending.insert(&stat, pending);
         Ok(())
     }
 }

@@ -209,9 +209,25 @@ impl Extractor<'_> {
         else {
             return Ok(None);
         };
+        self.copied = self
+            .copied
+            .saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
+        if self.copied > self.limits.layer_bytes {
+            return Err(Error::Limit {
+                what: "what the layer's links copy from below",
+                found: self.copied,
+                unit: "bytes",
+                limit: self.limits.layer_bytes,
+                setting: "layer_bytes",
+            });
+        }
         let (parent, name) = split(path);
         let directory = match open_directory(self.root.as_fd(), parent) {
-            Ok(fd) => fd,
+            Ok(fd) => {
+                let there = fstat(&fd).map_err(failed("look at a directory"))?;
+                self.pending.reopen(&there, parent, offset);
+                fd
+            }
             Err(Errno::NOENT) => self.make_missing(parent, offset)?,
             Err(errno) => return Err(failed("open the directory of the link's target")(errno)),
         };

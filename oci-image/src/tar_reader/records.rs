@@ -79,7 +79,6 @@ pub(super) fn apply(
                 if name.is_empty() || name.contains(&0) {
                     return Err(TarProblem::Pax("an extended attribute has no usable name"));
                 }
-                entry.xattrs.retain(|(known, _)| known != name);
                 entry.xattrs.push((name.to_vec(), value.to_vec()));
             }
         }
