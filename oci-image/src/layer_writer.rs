@@ -16,6 +16,11 @@ use crate::rootdir::parts;
 use crate::tar_header::{BLOCK, Header};
 use crate::whiteout::{OPAQUE, PREFIX};
 
+/// Levels of zstd above this refer back farther than every reader remembers, unless they are told not to.
+const WIDE: i32 = 19;
+/// 8 MiB as a power of two: what RFC 8878 asks readers for.
+const WINDOW: u32 = 23;
+
 /// How a layer is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackOptions {
@@ -199,9 +204,12 @@ impl<W: Write> LayerWriter<W> {
                 if !(1..=22).contains(&level) {
                     return Err(bad_level(level, "zstd has 1 to 22"));
                 }
-                Compressor::Zstd(
-                    zstd::stream::write::Encoder::new(out, level).map_err(write_error)?,
-                )
+                let mut encoder =
+                    zstd::stream::write::Encoder::new(out, level).map_err(write_error)?;
+                if level > WIDE {
+                    encoder.window_log(WINDOW).map_err(write_error)?;
+                }
+                Compressor::Zstd(encoder)
             }
         };
         Ok(LayerWriter {

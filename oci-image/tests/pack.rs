@@ -135,6 +135,23 @@ fn whiteouts_and_attributes_are_written() {
     assert!(!arena.root().join("d/sub/gone").exists());
 }
 
+/// By itself, zstd would want readers to remember 128 MiB at its last level.
+#[test]
+fn what_the_hardest_levels_write_every_reader_reads() {
+    for (compression, level) in [(Compression::Gzip, 9), (Compression::Zstd, 22)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut layout = LayoutWriter::open(dir.path()).unwrap();
+        let options = PackOptions::new().compression(compression).level(level);
+        let zeros = [Entry::file("zeros", 0o644, vec![0; 1 << 20])];
+        let layer = layout.layer(zeros.map(Ok), &options).unwrap();
+        let image = ImageBuilder::new(&Platform::host()).layer(layer, "test");
+        layout.image(None, image).unwrap();
+        let arena = Arena::new();
+        let report = arena.unpack(&open(dir.path()).unwrap()).unwrap();
+        assert_eq!(report.bytes, 1 << 20);
+    }
+}
+
 #[test]
 fn names_that_cannot_be_in_a_layer_are_refused() {
     for path in [
