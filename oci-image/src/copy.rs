@@ -84,6 +84,8 @@ impl FromStr for Destination {
 }
 
 /// Copies `image` to `destination`, every blob verified on the way. A file appears under its name when it is whole.
+/// Documents stay byte for byte what they are: one in Docker's schema 2 is so in an OCI layout, too, where skopeo, which
+/// looks for OCI's media types alone, does not find it.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
 //! What `docker save` wrote before it wrote layouts: `manifest.json`, a configuration and `layer.tar` for each layer.
 //!
 //! Such an archive has no manifest in today's sense and no digests of its blobs. They are made here, so that the rest
-//! of the crate sees one kind of image; the contents are verified by the configuration's `diff_ids`.
+//! of the crate sees one kind of image; the contents are verified by the configuration's `diff_ids`. The manifest is
+//! OCI's, whose media types all tools find in a layout and in registries.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -58,7 +59,7 @@ pub(crate) fn manifest(
     let config_bytes = archive
         .read(&item.config, limits.document_bytes)?
         .ok_or_else(|| missing(archive, &item.config))?;
-    let config = Descriptor::of(MediaType::DOCKER_CONFIG, &config_bytes);
+    let config = Descriptor::of(MediaType::OCI_CONFIG, &config_bytes);
     check_name(&item.config, &config.digest)?;
     names.insert(config.digest.clone(), item.config.clone());
     let parsed = Document::<ImageConfig>::parse(config.clone(), config_bytes)?;
@@ -79,10 +80,10 @@ pub(crate) fn manifest(
         layers.push(layer);
     }
     Document::new(
-        MediaType::DOCKER_MANIFEST,
+        MediaType::OCI_MANIFEST,
         Manifest {
             schema_version: 2,
-            media_type: Some(MediaType::new(MediaType::DOCKER_MANIFEST)),
+            media_type: Some(MediaType::new(MediaType::OCI_MANIFEST)),
             artifact_type: None,
             config,
             layers,
@@ -107,13 +108,9 @@ fn describe(section: Section, diff_id: &Digest) -> Result<Descriptor> {
     let n = section.clone().read(&mut start).map_err(failed)?;
     let media_type = match Compression::detect(&start[..n]) {
         Compression::None => {
-            return Ok(Descriptor::new(
-                MediaType::DOCKER_LAYER,
-                diff_id.clone(),
-                size,
-            ));
+            return Ok(Descriptor::new(MediaType::OCI_LAYER, diff_id.clone(), size));
         }
-        Compression::Gzip => MediaType::DOCKER_LAYER_GZIP,
+        Compression::Gzip => MediaType::OCI_LAYER_GZIP,
         Compression::Zstd => MediaType::OCI_LAYER_ZSTD,
     };
     let mut section = section;

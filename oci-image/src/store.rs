@@ -31,7 +31,9 @@ use crate::unpack::UnpackOptions;
 
 /// A directory of images, by content.
 ///
-/// It is an OCI layout that other tools can read, with unpacked layers beside it:
+/// It is an OCI layout that other tools can read, with unpacked layers beside it. Documents stay byte for byte what they
+/// are, so an image that a registry has in Docker's schema 2 is in the layout as such; tools that look for OCI's media
+/// types alone, as skopeo does, pass it over.
 ///
 /// ```text
 /// oci-layout, index.json, blobs/   the images; a name in the index keeps an image

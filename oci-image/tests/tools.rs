@@ -268,6 +268,18 @@ fn skopeo_reads_what_we_copy() {
         copy_by_skopeo(dir.path(), &target, &format!("oci:{}:y", back.display()));
         assert_is_ours(&open(&back).unwrap());
     }
+    // What comes from an archive of Docker's, where there is no manifest, gets one that is found in a layout.
+    let saved = open(dir.path().join("docker-archive")).unwrap();
+    let layout = format!("oci:{}:z", dir.path().join("layout").display());
+    oci_image::copy(&saved, &layout.parse().unwrap()).unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    store.add(&saved, &"z".parse().unwrap()).unwrap();
+    let stored = format!("oci:{}:docker.io/library/z:latest", store.path().display());
+    for (number, from) in [layout, stored].iter().enumerate() {
+        let back = dir.path().join(format!("back{number}"));
+        copy_by_skopeo(dir.path(), from, &format!("oci:{}:y", back.display()));
+        assert_is_ours(&open(&back).unwrap());
+    }
 }
 
 #[test]
