@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -96,83 +97,94 @@ fn one_deadline_covers_many_exits() {
     }
 }
 
-/// Kicks one vCPU `rounds` times at varying moments while it counts through a port.
-fn count_and_kick(rounds: u64, id: u32, vm: &kvm_vcpu::Vm) {
+/// Kicks one vCPU `rounds` times at varying moments while it counts through a port, or as often as there
+/// is time for; returns how often.
+fn count_and_kick(rounds: u64, enough: Option<Instant>, id: u32, vm: &kvm_vcpu::Vm) -> u64 {
     let mut vcpu = vm.create_vcpu(id, &Mode::real(0, CODE as u16)).unwrap();
     let handle: VcpuHandle = vcpu.handle().unwrap();
-    let (returned, kicks) = mpsc::channel();
-    let enough = Instant::now() + PATIENCE;
+    // Whether there is a kick that no run has returned.
+    let expected = &AtomicBool::new(false);
     thread::scope(|scope| {
+        let (returned, returns) = mpsc::channel();
         let kicker = scope.spawn(move || {
             for round in 0..rounds {
-                if round >= 300 && Instant::now() >= enough {
-                    return;
+                if round >= 300 && enough.is_some_and(|enough| Instant::now() >= enough) {
+                    return round;
                 }
                 // Somewhere between at once and a few exits later.
                 for _ in 0..(round * 7919) % 1500 {
                     std::hint::spin_loop();
                 }
+                expected.store(true, Ordering::SeqCst);
                 handle.kick();
                 // A lost kick would wait here for ever.
-                kicks
+                returns
                     .recv_timeout(Duration::from_mins(1))
                     .unwrap_or_else(|e| panic!("kick {round} was lost: {e}"));
             }
+            rounds
         });
         let mut count = 0u32;
-        // Each kick is waited for, so each makes exactly one exit.
+        let mut check = |exit| match exit {
+            Exit::PortOut(out) => {
+                count = count.wrapping_add(1);
+                assert_eq!(out.value(), count, "an exit was lost or doubled");
+            }
+            Exit::Kicked => {
+                let was_expected = expected.swap(false, Ordering::SeqCst);
+                assert!(was_expected, "a kick was doubled");
+                returned.send(()).unwrap();
+            }
+            Exit::Interrupted => {}
+            other => panic!("{other:?}"),
+        };
         while !kicker.is_finished() {
-            match vcpu.run().unwrap() {
-                Exit::PortOut(out) => {
-                    count = count.wrapping_add(1);
-                    assert_eq!(out.value(), count, "an exit was lost or doubled");
-                }
-                Exit::Kicked => returned.send(()).unwrap(),
-                Exit::Interrupted => {}
-                other => panic!("{other:?}"),
+            check(vcpu.run().unwrap());
+        }
+        // None is left over.
+        let deadline = Instant::now() + Duration::from_millis(5);
+        loop {
+            match vcpu.run_until(deadline).unwrap() {
+                Exit::TimedOut => break,
+                exit => check(exit),
             }
         }
-    });
-    // None is left over.
-    let deadline = Instant::now() + Duration::from_millis(5);
-    loop {
-        match vcpu.run_until(deadline).unwrap() {
-            Exit::PortOut(_) | Exit::Interrupted => {}
-            Exit::TimedOut => break,
-            other => panic!("a kick was doubled: {other:?}"),
-        }
-    }
+        kicker.join().unwrap()
+    })
 }
 
 #[test]
 #[ignore = "needs kvm"]
 fn kicks_at_any_moment_lose_and_double_nothing() {
-    for vcpus in [1, 2, 4] {
+    let (all, patience) = depth();
+    for vcpus in 1..=4 {
         let vm = machine();
         // inc eax; out 0x80, eax; jmp back
         vm.write(CODE, &[0x66, 0x40, 0x66, 0xe7, 0x80, 0xeb, 0xf9])
             .unwrap();
-        let rounds = rounds() / 3 / vcpus;
-        thread::scope(|scope| {
-            for id in 0..vcpus {
-                let vm = &vm;
-                scope.spawn(move || count_and_kick(rounds, id as u32, vm));
-            }
+        let rounds = all.div_ceil(4 * vcpus);
+        let enough = patience.map(|patience| Instant::now() + patience);
+        let kicks: u64 = thread::scope(|scope| {
+            let vm = &vm;
+            let run = |id| scope.spawn(move || count_and_kick(rounds, enough, id as u32, vm));
+            let running: Vec<_> = (0..vcpus).map(run).collect();
+            running.into_iter().map(|run| run.join().unwrap()).sum()
         });
+        println!("{kicks} kicks of {vcpus} vCPUs");
     }
 }
 
-/// How many kicks the stress runs make together; more when `PROPTEST_CASES` asks for depth.
-fn rounds() -> u64 {
+/// How many kicks the stress runs make together, and how long each of them may take.
+///
+/// With `PROPTEST_CASES` a thousand for each case, whatever time that takes. Else a hundred thousand, of
+/// which a slow host makes as many as it comes to.
+fn depth() -> (u64, Option<Duration>) {
     let cases = std::env::var("PROPTEST_CASES").ok();
-    let cases = cases.and_then(|n| n.parse::<u64>().ok());
-    cases.map_or(100_000, |cases| {
-        cases.saturating_mul(1000).clamp(4000, 1_000_000)
-    })
+    match cases.and_then(|n| n.parse::<u64>().ok()) {
+        Some(cases) => (cases.saturating_mul(1000).clamp(4000, 1_000_000), None),
+        None => (100_000, Some(Duration::from_secs(9))),
+    }
 }
-
-/// A slow host ends each stress run after this time, with as many kicks as it came to.
-const PATIENCE: Duration = Duration::from_secs(12);
 
 /// A run may end for a signal that has nothing to do with us.
 fn run_through_signals(mut run: impl FnMut() -> Exit) -> Exit {
