@@ -3,6 +3,8 @@
 //!
 //! `cargo run -p cofferdam-kvm-vcpu --example hello_long_mode`
 
+use std::process::ExitCode;
+
 use kvm_vcpu::{
     Asm, Bits, Cond, Console, Exit, Kvm, MapFlags, Mode, PageSize, PageTables, Reg, Region, Result,
 };
@@ -12,7 +14,14 @@ const CODE: u64 = 0x10_0000;
 const TEXT: u64 = 0x5000;
 const UPPER: u64 = 0xffff_8000_0000_0000;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     let mut guest = Asm::new(Bits::B64, CODE);
     let done = guest.label();
     guest.mov(Reg::Dx, SERIAL.into());
@@ -42,11 +51,11 @@ fn main() -> Result<()> {
         if !console.take(&exit) {
             print!("{}", console.text());
             println!("then {exit:?} in {}", vcpu.mode()?);
-            return if exit == Exit::Halt {
-                Ok(())
+            return Ok(if exit == Exit::Halt {
+                ExitCode::SUCCESS
             } else {
-                std::process::exit(1)
-            };
+                ExitCode::FAILURE
+            });
         }
     }
 }

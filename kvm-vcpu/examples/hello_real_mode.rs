@@ -2,11 +2,20 @@
 //!
 //! `cargo run -p cofferdam-kvm-vcpu --example hello_real_mode`
 
+use std::process::ExitCode;
+
 use kvm_vcpu::{Asm, Bits, Cond, Console, Exit, Kvm, Mode, Reg, Region, Result};
 
 const SERIAL: u16 = 0x3f8;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     let mut guest = Asm::new(Bits::B16, 0x1000);
     let (text, done) = (guest.label(), guest.label());
     guest.mov_label(Reg::Si, text).mov(Reg::Dx, SERIAL.into());
@@ -30,11 +39,11 @@ fn main() -> Result<()> {
         if !console.take(&exit) {
             print!("{}", console.text());
             println!("then {exit:?} in {}", vcpu.mode()?);
-            return if exit == Exit::Halt {
-                Ok(())
+            return Ok(if exit == Exit::Halt {
+                ExitCode::SUCCESS
             } else {
-                std::process::exit(1)
-            };
+                ExitCode::FAILURE
+            });
         }
     }
 }

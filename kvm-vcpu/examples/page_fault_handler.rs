@@ -3,6 +3,8 @@
 //!
 //! `cargo run -p cofferdam-kvm-vcpu --example page_fault_handler`
 
+use std::process::ExitCode;
+
 use kvm_vcpu::{Asm, Bits, DescriptorTable, Exit, Kvm, Mode, PageTables, Reg, Region, Result, Vm};
 
 const CODE: u64 = 0x1000;
@@ -13,7 +15,14 @@ const STACK: u64 = 0x8000;
 const MISSING: u32 = 0x1234_5678;
 const PAGE_FAULT: u64 = 14;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     let vm = Kvm::open()?.create_vm(&[Region::anonymous(0, 0x20_0000)])?;
 
     let mut guest = Asm::new(Bits::B64, CODE);
@@ -47,14 +56,14 @@ fn main() -> Result<()> {
             Exit::Halt => break,
             other => {
                 println!("unexpected: {other:?}");
-                std::process::exit(1);
+                return Ok(ExitCode::FAILURE);
             }
         }
     }
     // What the CPU pushed for the handler: error code, rip, cs.
     let rip: u64 = vm.read_value(vcpu.registers()?.rsp + 8)?;
     println!("the instruction was at {rip:#x}");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The descriptors of 64-bit code and of data, and a gate to the handler.

@@ -2,12 +2,21 @@
 //!
 //! `cargo run -p cofferdam-kvm-vcpu --example single_step`
 
+use std::process::ExitCode;
+
 use kvm_vcpu::{Asm, Bits, Cond, Exit, Kvm, Mode, Reg, Region, Result};
 
 const CODE: u16 = 0x1000;
 const HLT: u8 = 0xf4;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     let mut guest = Asm::new(Bits::B16, CODE.into());
     guest.mov(Reg::Ax, 1).mov(Reg::Cx, 3);
     let again = guest.here();
@@ -27,7 +36,7 @@ fn main() -> Result<()> {
         let exit = vcpu.run()?;
         if !matches!(exit, Exit::Debug { .. }) {
             println!("unexpected: {exit:?}");
-            std::process::exit(1);
+            return Ok(ExitCode::FAILURE);
         }
         let regs = vcpu.registers()?;
         // After a jump back nothing says how long the instruction was; the only one here has 4 bytes.
@@ -43,5 +52,5 @@ fn main() -> Result<()> {
             regs.rcx
         );
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -3,11 +3,19 @@
 //! `cargo run -p cofferdam-kvm-vcpu --example snapshot_a_counter`
 
 use std::fs::File;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use kvm_vcpu::{Asm, Bits, Error, Exit, Kvm, Mode, Reg, Region, Result, Snapshot, Vcpu};
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     let mut guest = Asm::new(Bits::B16, 0x1000);
     let again = guest.here();
     guest.add(Reg::Ax, 1).out_imm(0x80).jmp(again);
@@ -38,7 +46,7 @@ fn main() -> Result<()> {
         println!("resumed:      {counted:?} after {:?}", start.elapsed());
     }
     println!("the original: {:?}", count(&mut vcpu, 5)?);
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The next numbers that the guest writes.

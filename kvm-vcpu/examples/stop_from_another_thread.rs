@@ -2,12 +2,20 @@
 //!
 //! `cargo run -p cofferdam-kvm-vcpu --example stop_from_another_thread`
 
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_vcpu::{Asm, Bits, Kvm, Mode, Reg, Region, Result};
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     let mut guest = Asm::new(Bits::B16, 0x1000);
     let forever = guest.here();
     guest.add(Reg::Bx, 1).jmp(forever);
@@ -23,11 +31,11 @@ fn main() -> Result<()> {
     });
     println!("{:?} at count {}", vcpu.run()?, vcpu.registers()?.rbx);
     if kicker.join().is_err() {
-        std::process::exit(1);
+        return Ok(ExitCode::FAILURE);
     }
 
     let deadline = Instant::now() + Duration::from_millis(50);
     let exit = vcpu.run_until(deadline)?;
     println!("{exit:?} at count {}", vcpu.registers()?.rbx);
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -2,13 +2,21 @@
 //!
 //! `cargo run -p cofferdam-kvm-vcpu --example two_vcpus`
 
+use std::process::ExitCode;
 use std::thread;
 
 use kvm_vcpu::{Exit, Kvm, Mode, Region, Result, Vcpu};
 
 const BALL: u64 = 0x8000;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     let vm = Kvm::open()?.create_vm(&[Region::anonymous(0, 0x10_000)])?;
     // Each waits until the ball is at its number, moves it on by one, and halts at 20:
     // again: mov ax, [0x8000]; cmp ax, 20; jae end; test al, 1; jz (or jnz) again; inc word [0x8000];
@@ -35,7 +43,7 @@ fn main() -> Result<()> {
         }
     }
     println!("the ball is at {}", vm.read_value::<u16>(BALL)?);
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn play(vcpu: &mut Vcpu) -> Result<Exit> {
