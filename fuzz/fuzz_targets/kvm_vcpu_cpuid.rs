@@ -1,7 +1,7 @@
 //! CPUID templates: no table, from a snapshot or elsewhere, makes their arithmetic panic.
 #![no_main]
 
-use kvm_vcpu::{CpuidLeaf, CpuidTable, Feature, Topology};
+use kvm_vcpu::{CpuidLeaf, CpuidLevel, CpuidTable, Feature, Topology};
 use libfuzzer_sys::fuzz_target;
 
 fn table(words: &[u32]) -> CpuidTable {
@@ -36,6 +36,13 @@ fuzz_target!(|words: Vec<u32>| {
             .iter()
             .all(|f| ![1, 7, 0x8000_0001].contains(&f.leaf))
     );
+    for level in CpuidLevel::ALL {
+        let mut limited = a.clone();
+        match limited.limit_to(level) {
+            Ok(_) => assert_eq!(limited.level(), Some(level)),
+            Err(_) => assert!(limited == a && a.level() < Some(level)),
+        }
+    }
     for feature in Feature::ALL {
         a.set(*feature, true);
         assert!(a.has(*feature));
