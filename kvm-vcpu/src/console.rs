@@ -56,3 +56,20 @@ impl Console {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_past_the_limit_or_for_another_port_is_not_kept() {
+        let mut console = Console::at(0x3f8).limit(4);
+        let out = |port, bytes| crate::exit_parse::write(true, port, bytes);
+        assert!(console.take(&out(0x3f8, b"abc")));
+        assert!(!console.take(&out(0x3f9, b"x")));
+        assert!(!console.take(&Exit::Halt));
+        assert!(console.take(&out(0x3f8, b"de")));
+        assert!(console.take(&out(0x3f8, b"f")));
+        assert_eq!(console.text(), "abcd");
+    }
+}

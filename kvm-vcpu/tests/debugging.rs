@@ -129,6 +129,33 @@ fn an_exception_that_is_injected_is_taken() {
 
 #[test]
 #[ignore = "needs kvm"]
+fn a_triple_fault_leaves_a_report() {
+    // mov al, [rdi], of memory that is not mapped, without a table of interrupts
+    let mut vcpu = long(&[0x8a, 0x07, 0xf4]);
+    let mut regs = vcpu.registers().unwrap();
+    regs.rdi = 0xffff_8000_1234_5678;
+    vcpu.set_registers(&regs).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Shutdown);
+    let report = vcpu.crash_report().unwrap();
+    let text = report.to_string();
+    match report.mode {
+        CpuMode::Long => {
+            assert_eq!((report.pc, report.registers.rdi), (CODE, regs.rdi));
+            assert_eq!(report.code[..3], [0x8a, 0x07, 0xf4]);
+            assert_eq!(report.fault.unwrap().virt, regs.rdi);
+            assert!(text.contains("page walk of 0xffff800012345678:"), "{text}");
+        }
+        // AMD's virtualization resets the CPU.
+        CpuMode::Real => {
+            assert_eq!((report.pc, report.fault), (0xffff_fff0, None));
+            assert!(text.starts_with("real mode at f000:fff0"), "{text}");
+        }
+        other => panic!("{other}: {text}"),
+    }
+}
+
+#[test]
+#[ignore = "needs kvm"]
 fn a_guest_says_where_it_is_and_what_faulted() {
     let vm = machine();
     // mov al, [rdi]; hlt

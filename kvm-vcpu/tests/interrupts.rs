@@ -99,6 +99,11 @@ fn lines_are_routed_anew() {
     assert_eq!(next_vector(&mut vcpu), 0xff);
     vm.set_irq_line(Gsi(40), true).unwrap();
     assert_eq!(next_vector(&mut vcpu), 0x23);
+    // As they were in the beginning.
+    vm.set_irq_line(Gsi(40), false).unwrap();
+    vm.set_routes(&Route::of_a_pc()).unwrap();
+    vm.set_irq_line(Gsi(1), true).unwrap();
+    assert_eq!(next_vector(&mut vcpu), 0x21);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! All kinds of guest memory, seen by the guest and by the host.
 #![allow(clippy::cast_possible_truncation)]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 
@@ -122,6 +122,23 @@ fn huge_pages_work_or_say_how_to_get_them() {
             assert!(e.to_string().contains("`sysctl vm.nr_hugepages=2`"), "{e}");
         }
     }
+}
+
+// Elsewhere the huge pages that are set aside are for others.
+#[test]
+#[ignore = "needs lab"]
+fn huge_pages_serve_a_guest() {
+    const SET_ASIDE: &str = "/proc/sys/vm/nr_hugepages";
+    let before = fs::read_to_string(SET_ASIDE).unwrap();
+    fs::write(SET_ASIDE, "8").unwrap();
+    let (vm, mut vcpu) = start(Region::huge_pages(0x2000, 4 << 20));
+    vm.write(0x2002, &0xbeefu16.to_le_bytes()).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    assert_eq!(vcpu.registers().unwrap().rax, 0xbeef);
+    assert_eq!(vm.read_value::<u16>(0x2000).unwrap(), 0x1234);
+    vm.write((4 << 20) + 0x1000, &[1]).unwrap();
+    drop((vm, vcpu));
+    fs::write(SET_ASIDE, before.trim()).unwrap();
 }
 
 #[test]

@@ -179,16 +179,62 @@ fn an_access_that_nobody_answers_is_a_fault() {
 }
 
 #[test]
-fn filters_that_are_too_large_are_refused_by_number() {
-    let e = Error::TooMany {
-        what: "ranges of MSRs",
-        given: 17,
-        max: 16,
+#[ignore = "needs kvm"]
+fn what_is_not_allowed_is_denied() {
+    let vm = machine();
+    vm.exit_on_msrs(MsrExits::FILTERED).unwrap();
+    let lstar = msr::LSTAR..msr::LSTAR + 1;
+    vm.filter_msrs(&MsrFilter::deny_all().allow(lstar, MsrAccess::READ))
+        .unwrap();
+    // mov ecx, LSTAR; rdmsr; wrmsr; mov ecx, STAR; rdmsr; hlt
+    let mut code = vec![0xb9];
+    code.extend(msr::LSTAR.to_le_bytes());
+    code.extend([0x0f, 0x32, 0x0f, 0x30, 0xb9]);
+    code.extend(msr::STAR.to_le_bytes());
+    code.extend([0x0f, 0x32, 0xf4]);
+    vm.write(CODE, &code).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &modes(&vm)[1]).unwrap();
+    vcpu.set_msrs(&[(msr::LSTAR, 0x1234_5000)]).unwrap();
+    let Exit::MsrWrite(write) = vcpu.run().unwrap() else {
+        panic!("no write")
     };
-    assert_eq!(
-        e.to_string(),
-        "17 ranges of MSRs are too many: the kernel takes 16"
-    );
+    assert_eq!((write.index, write.value), (msr::LSTAR, 0x1234_5000));
+    vcpu.reply(write.accept()).unwrap();
+    let Exit::MsrRead(read) = vcpu.run().unwrap() else {
+        panic!("no read")
+    };
+    assert_eq!((read.index, read.reason), (msr::STAR, MsrReason::Filtered));
+    vcpu.reply(read.reply(7)).unwrap();
+    assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+    assert_eq!(vcpu.registers().unwrap().rax, 7);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn filters_that_are_too_large_are_refused_by_number() {
+    let vm = machine();
+    let many = |count| {
+        (0..count).fold(MsrFilter::deny_all(), |filter, i| {
+            filter.allow(2 * i..2 * i + 1, MsrAccess::READ)
+        })
+    };
+    let long = |len| MsrFilter::allow_all().deny(0..len, MsrAccess::WRITE);
+    vm.filter_msrs(&many(16)).unwrap();
+    vm.filter_msrs(&long(12288)).unwrap();
+    for (filter, expected) in [
+        (
+            many(17),
+            "17 ranges of MSRs are too many: the kernel takes 16",
+        ),
+        (
+            long(12289),
+            "12289 MSRs in a range are too many: the kernel takes 12288",
+        ),
+    ] {
+        let e = vm.filter_msrs(&filter).unwrap_err();
+        assert!(matches!(e, Error::TooMany { .. }), "{e:?}");
+        assert_eq!(e.to_string(), expected);
+    }
 }
 
 /// inc eax; nop; mov [0x3000], eax; hlt, in long mode

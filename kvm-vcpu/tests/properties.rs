@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use common::{CODE, MEMORY, machine, modes};
 use kvm_vcpu::{
-    DescriptorTable, Error, Exit, Feature, IrqChip, Kvm, MapFlags, Mode, PageSize,
-    PageTableProblem, PageTables, Region, Registers, Segment, Translation, Vcpu, Vm,
+    DebugRegisters, DescriptorTable, Error, Exit, Feature, FpuRegisters, IrqChip, Kvm, MapFlags,
+    Mode, PageSize, PageTableProblem, PageTables, Region, Registers, Segment, Translation, Vcpu,
+    Vm,
 };
 use proptest::prelude::*;
 use sys::{ARITHMETIC, INSTRUCTIONS, Instruction, State};
@@ -203,6 +204,21 @@ proptest! {
 
     #[test]
     #[ignore = "needs kvm"]
+    fn vector_and_debug_registers_come_back_as_they_were_set(fpu in fpu(), debug in debug_registers()) {
+        static SHARED: Shared = LazyLock::new(shared);
+        let vcpu = &SHARED.2.lock().unwrap()[2];
+        vcpu.set_fpu_registers(&fpu).unwrap();
+        prop_assert_eq!(vcpu.fpu_registers().unwrap(), fpu);
+        let area = vcpu.xsave().unwrap();
+        vcpu.set_xsave(&area).unwrap();
+        prop_assert_eq!(vcpu.xsave().unwrap(), area);
+        vcpu.set_debug_registers(&debug).unwrap();
+        prop_assert_eq!(vcpu.debug_registers().unwrap(), debug);
+        prop_assert_eq!(vcpu.fpu_registers().unwrap(), fpu);
+    }
+
+    #[test]
+    #[ignore = "needs kvm"]
     fn every_read_lands_where_the_walk_says(layout in layout(), probes in prop::collection::vec((0..8usize, any::<u64>()), 1..12)) {
         let huge = Kvm::open().unwrap().supported_cpuid().unwrap().has(Feature::PDPE1GB);
         let vm = machine();
@@ -331,6 +347,31 @@ fn registers() -> impl Strategy<Value = Registers> {
         rip: r[16],
         // The flags that a program may set; bit 1 is always one.
         rflags: flags & (ARITHMETIC | 1 << 9 | 1 << 10) | 2,
+    })
+}
+
+fn fpu() -> impl Strategy<Value = FpuRegisters> {
+    let words = any::<(u16, u16, u8, u16, u64, u64, u16)>();
+    let st = any::<[[u8; 10]; 8]>();
+    (words, st, any::<[u128; 16]>()).prop_map(|(words, st, xmm)| FpuRegisters {
+        // The other bytes of a register are reserved.
+        st: st.map(|bytes| std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0))),
+        control: words.0,
+        status: words.1,
+        tag: words.2,
+        opcode: words.3,
+        instruction: words.4,
+        operand: words.5,
+        xmm,
+        mxcsr: words.6.into(),
+    })
+}
+
+fn debug_registers() -> impl Strategy<Value = DebugRegisters> {
+    any::<([u64; 4], u32, u32)>().prop_map(|(addresses, status, control)| DebugRegisters {
+        addresses,
+        status: status.into(),
+        control: control.into(),
     })
 }
 
