@@ -66,9 +66,19 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// A virtual machine has no room for one more vCPU with this number.
+    /// A vCPU's number is too high.
     #[error("vCPU {id} is out of range: this host allows the numbers 0 to {}", max.saturating_sub(1))]
     VcpuLimit {
+        /// The number that was asked for.
+        id: u32,
+        /// The first number that is too high.
+        max: u32,
+    },
+    /// A virtual machine has as many vCPUs as it can.
+    #[error(
+        "vCPU {id} is one too many: this host allows {max} in a machine, those that are gone included"
+    )]
+    TooManyVcpus {
         /// The number that was asked for.
         id: u32,
         /// How many there can be.
@@ -446,8 +456,8 @@ pub enum PageTableProblem {
     /// The address is mapped already.
     #[error("it is mapped already: map each address once")]
     Mapped,
-    /// The physical address has more bits than page tables can hold.
-    #[error("its physical address needs more than 52 bits")]
+    /// The physical address, or that of a table, has more bits than page tables can hold.
+    #[error("its physical address, or that of its tables, needs more than 52 bits: use lower ones")]
     TooHigh,
     /// It is a guard page.
     #[error("it is a guard page: map around it, or do not set it aside")]

@@ -55,14 +55,15 @@ impl Kvm {
             fd: sys::kvm_from_file(file),
             path,
         };
-        match kvm.fd.get_api_version() {
-            found if found < 0 => Err(Error::NotKvm {
+        let version = kvm.fd.get_api_version();
+        if version < 0 {
+            return Err(Error::NotKvm {
                 path: kvm.path,
                 source: io::Error::last_os_error(),
-            }),
-            found if found.cast_unsigned() != KVM_API_VERSION => Err(Error::ApiVersion { found }),
-            _ => Ok(kvm),
+            });
         }
+        check_version(version)?;
+        Ok(kvm)
     }
 
     /// The path that was opened.
@@ -92,8 +93,36 @@ impl Kvm {
     }
 }
 
+/// The interface has one version since Linux 2.6.22, and programs refuse any other.
+fn check_version(found: i32) -> Result<()> {
+    if u32::try_from(found) == Ok(KVM_API_VERSION) {
+        Ok(())
+    } else {
+        Err(Error::ApiVersion { found })
+    }
+}
+
 impl AsFd for Kvm {
     fn as_fd(&self) -> BorrowedFd<'_> {
         sys::borrow_fd(self, self.fd.as_raw_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_of_the_interface_is_refused() {
+        check_version(12).unwrap();
+        for found in [0, 11, 13] {
+            let e = check_version(found).unwrap_err();
+            assert!(matches!(e, Error::ApiVersion { .. }), "{e:?}");
+            let text = e.to_string();
+            assert!(
+                text.starts_with(&format!("KVM speaks API version {found}, "))
+                    && text.contains("2.6.22")
+            );
+        }
     }
 }

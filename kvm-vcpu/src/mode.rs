@@ -187,8 +187,21 @@ impl Mode {
             ..Segment::real(0xf000, 0xb)
         };
         set_data(sregs, Segment::real(0, 0x3));
-        sregs.cr0 = bits::CR0_ET;
-        sregs.cr4 = 0;
+        let all = crate::DescriptorTable {
+            base: 0,
+            limit: 0xffff,
+        };
+        (sregs.gdt, sregs.idt) = (all, all);
+        sregs.ldt = Segment {
+            code_or_data: false,
+            ..Segment::real(0, 0x2)
+        };
+        sregs.tr = Segment {
+            code_or_data: false,
+            ..Segment::real(0, 0xb)
+        };
+        sregs.cr0 = bits::CR0_ET | bits::CR0_NW | bits::CR0_CD;
+        (sregs.cr2, sregs.cr3, sregs.cr4, sregs.cr8) = (0, 0, 0, 0);
         sregs.efer = 0;
         Registers {
             rip: 0xfff0,

@@ -104,9 +104,11 @@ fn information(memory: &GuestMemory, command_line: &str, at: u32) -> Vec<u8> {
         info[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     };
     let kib = |start: u64| {
-        let region = memory.regions().iter().find(|r| r.start() <= start);
-        let end = region.map_or(start, |r| r.start() + r.len());
-        u32::try_from(end.saturating_sub(start) >> 10).unwrap_or(u32::MAX)
+        let regions = memory.regions().iter();
+        let mut ends = regions.map(|r| (r.start(), r.start() + r.len()));
+        let there = ends.find(|(first, end)| (*first..*end).contains(&start));
+        let len = there.map_or(0, |(_, end)| end - start);
+        u32::try_from(len >> 10).unwrap_or(u32::MAX)
     };
     let map: Vec<u8> = memory
         .regions()

@@ -85,6 +85,8 @@ const PRESENT: u64 = 1;
 const GUARD: u64 = 1 << 9;
 const PAGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Where the addresses end that an entry can hold.
+const END: u64 = 1 << 52;
 
 impl PageTables {
     /// No mappings yet; tables go to guest-physical `base`, `room` bytes at most.
@@ -112,14 +114,13 @@ impl PageTables {
     ) -> Result<()> {
         let step = size.bytes();
         let refuse = |virt, problem| Error::PageTable { virt, problem };
-        if !self.base.is_multiple_of(PAGE_SIZE)
-            || [virt, physical, len]
-                .iter()
-                .any(|n| !n.is_multiple_of(step))
+        if [virt, physical, len]
+            .iter()
+            .any(|n| !n.is_multiple_of(step))
         {
             return Err(refuse(virt, PageTableProblem::Unaligned(step)));
         }
-        if physical.checked_add(len).is_none_or(|end| end > 1 << 52) {
+        if physical.checked_add(len).is_none_or(|end| end > END) {
             return Err(refuse(virt, PageTableProblem::TooHigh));
         }
         for offset in (0..len).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
@@ -136,8 +137,7 @@ impl PageTables {
     ///
     /// As [`PageTables::map`].
     pub fn identity(&mut self, len: u64) -> Result<()> {
-        let len = len.next_multiple_of(PageSize::Large.bytes());
-        self.map(0, 0, len, PageSize::Large, MapFlags::WRITE)
+        self.map_start(0, len, MapFlags::WRITE)
     }
 
     /// Maps the first `len` bytes of guest-physical memory to the upper half, at
@@ -148,9 +148,20 @@ impl PageTables {
     ///
     /// As [`PageTables::map`].
     pub fn higher_half(&mut self, len: u64) -> Result<()> {
-        let len = len.next_multiple_of(PageSize::Large.bytes());
         let flags = MapFlags::WRITE | MapFlags::NO_EXECUTE;
-        self.map(Self::HIGHER_HALF, 0, len, PageSize::Large, flags)
+        self.map_start(Self::HIGHER_HALF, len, flags)
+    }
+
+    /// Maps the first `len` bytes of guest-physical memory.
+    fn map_start(&mut self, virt: u64, len: u64, flags: MapFlags) -> Result<()> {
+        let size = PageSize::Large;
+        let len = len
+            .checked_next_multiple_of(size.bytes())
+            .ok_or(Error::PageTable {
+                virt,
+                problem: PageTableProblem::TooHigh,
+            })?;
+        self.map(virt, 0, len, size, flags)
     }
 
     /// Where the upper half of the addresses begins.
@@ -177,16 +188,21 @@ impl PageTables {
         if !canonical(virt) {
             return Err(PageTableProblem::NotCanonical);
         }
+        if !self.base.is_multiple_of(PAGE_SIZE) {
+            return Err(PageTableProblem::Unaligned(PAGE_SIZE));
+        }
         let mut table = 0;
         for level in (size.level() + 1..4).rev() {
             let slot = index(virt, level);
             let entry = self.tables[table][slot];
             table = if entry & PRESENT == 0 {
                 let next = self.tables.len();
-                let address = self.base + next as u64 * PAGE_SIZE;
-                if (next as u64 + 1) * PAGE_SIZE > self.room {
+                let end = (next as u64 + 1) * PAGE_SIZE;
+                if end > self.room {
                     return Err(PageTableProblem::NoRoom(self.room));
                 }
+                let address = self.base.checked_add(end).filter(|end| *end <= END);
+                let address = address.ok_or(PageTableProblem::TooHigh)? - PAGE_SIZE;
                 self.tables.push(Box::new([0; 512]));
                 // The upper levels allow everything; the page itself says what is allowed.
                 let all = MapFlags::WRITE | MapFlags::USER;
@@ -298,4 +314,43 @@ fn canonical(virt: u64) -> bool {
 
 fn index(virt: u64, level: u32) -> usize {
     (virt >> (12 + 9 * level)) as usize & 511
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(result: Result<()>) -> PageTableProblem {
+        match result {
+            Err(Error::PageTable { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn tables_where_no_entry_can_point_are_refused() {
+        for (base, expected) in [
+            (END - PAGE_SIZE, PageTableProblem::TooHigh),
+            (END, PageTableProblem::TooHigh),
+            (u64::MAX - 0xfff, PageTableProblem::TooHigh),
+            (0x800, PageTableProblem::Unaligned(PAGE_SIZE)),
+        ] {
+            let mut tables = PageTables::new(base, u64::MAX);
+            assert_eq!(problem(tables.identity(0x1000)), expected, "{base:#x}");
+            assert_eq!(problem(tables.guard(0x1000)), expected, "{base:#x}");
+            assert_eq!(tables.walk(0), None);
+        }
+        PageTables::new(END - 3 * PAGE_SIZE, u64::MAX)
+            .identity(0x1000)
+            .unwrap();
+    }
+
+    #[test]
+    fn more_memory_than_there_can_be_is_refused() {
+        for len in [u64::MAX, END + 1] {
+            let mut tables = PageTables::new(0, 0x8000);
+            assert_eq!(problem(tables.identity(len)), PageTableProblem::TooHigh);
+            assert_eq!(problem(tables.higher_half(len)), PageTableProblem::TooHigh);
+        }
+    }
 }

@@ -6,6 +6,8 @@ pub(crate) mod bits {
     pub(crate) const CR0_ET: u64 = 1 << 4;
     pub(crate) const CR0_NE: u64 = 1 << 5;
     pub(crate) const CR0_WP: u64 = 1 << 16;
+    pub(crate) const CR0_NW: u64 = 1 << 29;
+    pub(crate) const CR0_CD: u64 = 1 << 30;
     pub(crate) const CR0_PG: u64 = 1 << 31;
     pub(crate) const CR4_PAE: u64 = 1 << 5;
     pub(crate) const CR4_LA57: u64 = 1 << 12;

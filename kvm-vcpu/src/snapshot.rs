@@ -177,7 +177,7 @@ impl Snapshot {
     /// # Errors
     ///
     /// [`Error::OtherCpu`] on a host whose CPU lacks something; [`Error::Region`] for a file that is too
-    /// short; [`Error::Msr`] for a register that this host does not have; and those of making a machine.
+    /// short; [`Error::Snapshot`] for contents that make no sense; [`Error::Msr`] for a register that this host does not have; and those of making a machine.
     pub fn restore(&self, kvm: &Kvm, memory: &File) -> Result<(Vm, Vec<Vcpu>)> {
         self.check_host(&kvm.supported_cpuid()?)?;
         let mut regions = Vec::new();
@@ -194,7 +194,9 @@ impl Snapshot {
             } else {
                 region
             });
-            offset += len;
+            offset = offset
+                .checked_add(*len)
+                .ok_or(SnapshotProblem::Invalid("list of regions"))?;
         }
         let vm = kvm.create_vm(&regions)?;
         if let Some(chip) = self.irqchip {
@@ -279,9 +281,8 @@ impl VcpuState {
             mp_state: fd
                 .get_mp_state()
                 .map_err(ioctl("KVM_GET_MP_STATE (saving the run state)"))?,
-            regs: fd
-                .get_regs()
-                .map_err(ioctl("KVM_GET_REGS (saving the registers)"))?,
+            // With those that the next run is to set.
+            regs: vcpu.registers()?.into(),
             sregs,
             xsave: vcpu.xsave()?.into_vec(),
             xcrs: fd.get_xcrs().map_err(ioctl(

@@ -96,6 +96,9 @@ impl Kvm {
     /// Lets the guests of this process use the tiles of AMX, whose 8 KiB of registers the kernel keeps
     /// for those who ask. Before the first vCPU of the process.
     ///
+    /// This crate's tests run on hosts whose KVM has no AMX: areas of more than a page are not tried against
+    /// a kernel.
+    ///
     /// Minimum kernel: 5.17.
     ///
     /// # Errors

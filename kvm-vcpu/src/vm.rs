@@ -2,9 +2,11 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kvm_bindings::{KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_MAX_VCPU_ID, KVM_CAP_XSAVE2};
+use kvm_bindings::{
+    KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MAX_VCPUS, KVM_CAP_XSAVE2,
+};
 use kvm_ioctls::{Cap, VmFd};
 
 use crate::dirty_ring::DirtyRings;
@@ -147,36 +149,45 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`Error::VcpuLimit`] and [`Error::VcpuExists`] for a number that cannot be; the errors of
-    /// [`Vcpu::set_mode`].
+    /// [`Error::VcpuLimit`] and [`Error::VcpuExists`] for a number that cannot be;
+    /// [`Error::TooManyVcpus`] when there are as many as there can be; the errors of [`Vcpu::set_mode`].
     #[doc(alias = "KVM_CREATE_VCPU")]
     pub fn create_vcpu(&self, id: u32, mode: &Mode) -> Result<Vcpu> {
-        {
-            let mut vcpus = self
-                .inner
-                .vcpus
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if !vcpus.insert(id) {
-                return Err(Error::VcpuExists { id });
-            }
+        if !self.vcpus().insert(id) {
+            return Err(Error::VcpuExists { id });
         }
-        let fd = self.inner.machine.create_vcpu(id).map_err(|e| {
-            self.inner
-                .vcpus
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&id);
-            // Asked after the fact: what is in range needs no limit.
-            match self.extent_of(KVM_CAP_MAX_VCPU_ID) {
-                max if max > 0 && id >= max => Error::VcpuLimit { id, max },
-                _ => ioctl("KVM_CREATE_VCPU (making a virtual CPU)")(e),
-            }
-        })?;
+        let fd = self
+            .inner
+            .machine
+            .create_vcpu(id)
+            .map_err(|e| self.no_vcpu(id, e))?;
         if let Some(rings) = self.inner.dirty_rings() {
             rings.add(&fd.fd)?;
         }
         Vcpu::new(self.inner.clone(), fd, id, mode)
+    }
+
+    /// Gives the number back and says why there is no vCPU of it. The limits are asked for after the fact:
+    /// within them a machine need not know them.
+    fn no_vcpu(&self, id: u32, error: kvm_ioctls::Error) -> Error {
+        let mut vcpus = self.vcpus();
+        vcpus.remove(&id);
+        let limit = |capability, reached: u32| {
+            Some(self.extent_of(capability)).filter(|max| *max > 0 && reached >= *max)
+        };
+        if let Some(max) = limit(KVM_CAP_MAX_VCPU_ID, id) {
+            Error::VcpuLimit { id, max }
+        } else if let Some(max) = limit(KVM_CAP_MAX_VCPUS, vcpus.len() as u32) {
+            Error::TooManyVcpus { id, max }
+        } else {
+            ioctl("KVM_CREATE_VCPU (making a virtual CPU)")(error)
+        }
+    }
+
+    /// The numbers of the vCPUs that were made.
+    fn vcpus(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        let vcpus = &self.inner.vcpus;
+        vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the CPUID of the vCPU with this number is if nothing else is set: what the host supports,
@@ -197,12 +208,7 @@ impl Vm {
 
     /// Refuses what the kernel allows only while there are no vCPUs.
     pub(crate) fn before_vcpus(&self, operation: &'static str) -> Result<()> {
-        let vcpus = &self.inner.vcpus;
-        if vcpus
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
-        {
+        if self.vcpus().is_empty() {
             Ok(())
         } else {
             Err(Error::Order { operation })

@@ -6,7 +6,7 @@ mod common;
 use common::{CODE, MEMORY, TABLES, machine};
 use kvm_vcpu::{
     CpuMode, DescriptorTables, Error, Exit, MapFlags, Mode, PageSize, PageTableProblem, PageTables,
-    Topology, Vcpu,
+    SystemRegisters, Topology, Vcpu,
 };
 
 fn port_value(vcpu: &mut Vcpu) -> u32 {
@@ -160,6 +160,8 @@ fn a_stack_that_overflows_meets_its_guard_page() {
         .map(TOP - 0x1000, 0x3000, 0x1000, PageSize::Small, flags)
         .unwrap();
     assert_eq!(pages.walk(TOP - 0x1001), None);
+    let upper = pages.walk(PageTables::HIGHER_HALF + 0x5123).unwrap();
+    assert_eq!((upper.physical, upper.flags), (0x5123, flags));
     let root = pages.install(vm.memory()).unwrap();
     let tables = DescriptorTables::new(0x8000).handle_on(14, 0x2000, 0x7000);
     let mode = Mode::long(CODE, root)
@@ -168,6 +170,83 @@ fn a_stack_that_overflows_meets_its_guard_page() {
     let mut vcpu = vm.create_vcpu(0, &mode).unwrap();
     assert_eq!(vcpu.run().unwrap(), Exit::Halt);
     assert_eq!(vcpu.system_registers().unwrap().cr2, TOP - 0x1008);
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn pages_allow_what_they_say() {
+    const ELSEWHERE: u64 = 0x4000_0000;
+    let vm = machine();
+    // mov [rdi], al; jmp rdi
+    vm.write(CODE, &[0x88, 0x07, 0xff, 0xe7]).unwrap();
+    // hlt, the handler, and at 0x3000 where the pages elsewhere lead
+    vm.write(0x2000, &[0xf4]).unwrap();
+    vm.write(0x3000, &[0xf4]).unwrap();
+    let mut pages = PageTables::new(TABLES, 0x8000);
+    pages.identity(MEMORY).unwrap();
+    let flags = [
+        MapFlags::WRITE,
+        MapFlags::empty(),
+        MapFlags::WRITE | MapFlags::NO_EXECUTE,
+    ];
+    for (at, flags) in (ELSEWHERE..).step_by(0x1000).zip(flags) {
+        pages
+            .map(at, 0x3000, 0x1000, PageSize::Small, flags)
+            .unwrap();
+    }
+    let root = pages.install(vm.memory()).unwrap();
+    let tables = DescriptorTables::new(0x8000).handle_on(14, 0x2000, 0x7000);
+    let tables = tables.install(vm.memory()).unwrap();
+    let mode = Mode::long(CODE, root).with_descriptors(tables);
+    let mut vcpu = vm.create_vcpu(0, &mode).unwrap();
+    // Present, and a write or the fetch of an instruction.
+    for (page, fault) in [(0, None), (1, Some(0b11)), (2, Some(0b1_0001))] {
+        vcpu.set_mode(&mode).unwrap();
+        let mut regs = vcpu.registers().unwrap();
+        regs.rdi = ELSEWHERE + page * 0x1000;
+        regs.rax = 0xf4;
+        vcpu.set_registers(&regs).unwrap();
+        assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+        let there = vcpu.registers().unwrap().rip;
+        match fault {
+            None => assert_eq!(there, regs.rdi + 1),
+            Some(fault) => {
+                assert_eq!(there, 0x2001);
+                assert_eq!(vm.read_value::<u64>(0x7000 - 48).unwrap(), fault);
+                assert_eq!(vcpu.system_registers().unwrap().cr2, regs.rdi);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn a_reset_leaves_nothing_of_the_mode_before() {
+    let mut pages = PageTables::new(TABLES, 0x8000);
+    pages.identity(MEMORY).unwrap();
+    let vm = machine();
+    let tables = DescriptorTables::new(0x8000).install(vm.memory()).unwrap();
+    let mode = Mode::long(CODE, pages.install(vm.memory()).unwrap()).with_descriptors(tables);
+    let vcpu = vm.create_vcpu(0, &Mode::Reset).unwrap();
+    let expected = vcpu.system_registers().unwrap();
+    vcpu.set_mode(&mode).unwrap();
+    let mut sregs = vcpu.system_registers().unwrap();
+    (sregs.cr2, sregs.cr8) = (0x1234, 5);
+    vcpu.set_system_registers(&sregs).unwrap();
+    vcpu.set_mode(&Mode::Reset).unwrap();
+    let found = vcpu.system_registers().unwrap();
+    // Whether a segment was accessed, and how wide the task state is, Intel's and AMD's virtualization
+    // tell differently.
+    let without_kinds = |mut s: SystemRegisters| {
+        let data = [&mut s.ds, &mut s.es, &mut s.fs, &mut s.gs, &mut s.ss];
+        let others = [&mut s.cs, &mut s.tr, &mut s.ldt];
+        for segment in data.into_iter().chain(others) {
+            segment.kind = 0;
+        }
+        s
+    };
+    assert_eq!(without_kinds(found), without_kinds(expected));
+    assert_eq!(vcpu.registers().unwrap().rip, 0xfff0);
 }
 
 #[test]

@@ -76,6 +76,7 @@ fn what_cannot_be_loaded_is_told_apart() {
         problem(&elf(2, 183, 0x2000, good)),
         ImageProblem::WrongMachine
     );
+    assert_eq!(problem(&elf32(b"abcd", 0x2000)), ImageProblem::WrongMachine);
     assert_eq!(
         problem(&elf(1, 62, 0x2000, good)),
         ImageProblem::NotExecutable(1)
@@ -148,6 +149,31 @@ fn elf32(contents: &[u8], entry: u32) -> Vec<u8> {
     }
     file.extend(contents);
     file
+}
+
+#[test]
+fn a_multiboot_kernel_is_told_the_memory_on_both_sides_of_a_hole() {
+    const INFO: u64 = 0x9000;
+    let memory = GuestMemory::new(&[
+        Region::anonymous(0, 0xa_0000),
+        Region::anonymous(1 << 20, 2 << 20),
+    ])
+    .unwrap();
+    let fields = [0x3000, 0x3000, 0, 0, 0x3000 + 32];
+    let mut image = multiboot_header(1 << 16, &fields);
+    image.push(0xf4);
+    kvm_vcpu::load_multiboot(&memory, &image, "", INFO as u32).unwrap();
+    let word = |at: u64| memory.read_value::<u32>(at).unwrap();
+    // In KiB, below 1 MiB and from there on; then the map's length and place.
+    assert_eq!((word(INFO + 4), word(INFO + 8)), (640, 2048));
+    assert_eq!(word(INFO + 44), 2 * 24);
+    let map: u64 = word(INFO + 48).into();
+    let entry = |i: u64| {
+        let long = |at: u64| memory.read_value::<u64>(map + 24 * i + at).unwrap();
+        (long(4), long(12), word(map + 24 * i + 20))
+    };
+    assert_eq!(entry(0), (0, 0xa_0000, 1));
+    assert_eq!(entry(1), (1 << 20, 2 << 20, 1));
 }
 
 #[test]

@@ -68,6 +68,26 @@ fn vcpus_have_numbers_of_their_own_and_a_limit() {
 
 #[test]
 #[ignore = "needs kvm"]
+fn a_machine_has_no_more_vcpus_than_the_host_allows() {
+    let kvm = Kvm::open().unwrap();
+    let vm = kvm.create_vm(&[Region::anonymous(0, 0x1000)]).unwrap();
+    let max = u32::try_from(kvm.max_vcpus()).unwrap();
+    for id in 0..max {
+        vm.create_vcpu(id, &Mode::Reset).unwrap();
+    }
+    let refused = vm.create_vcpu(max, &Mode::Reset).unwrap_err();
+    let text = refused.to_string();
+    match refused {
+        Error::TooManyVcpus { id, max: found } => assert_eq!((id, found), (max, max)),
+        // Where numbers end, too.
+        Error::VcpuLimit { id, .. } => assert_eq!(id, max),
+        other => panic!("{other:?}"),
+    }
+    assert!(text.contains(&max.to_string()), "{text}");
+}
+
+#[test]
+#[ignore = "needs kvm"]
 fn memory_that_cannot_be_is_refused_before_the_kernel_is_asked() {
     let kvm = Kvm::open().unwrap();
     let r = Region::anonymous;

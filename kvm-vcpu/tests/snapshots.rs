@@ -7,7 +7,8 @@ use std::fs::File;
 
 use common::{CODE, MEMORY, machine, modes};
 use kvm_vcpu::{
-    Error, Exit, Gsi, GuestMemory, IrqChip, Kvm, Mode, Region, Snapshot, SnapshotProblem, Vcpu, Vm,
+    Error, Exit, Feature, Gsi, GuestMemory, IrqChip, Kvm, Mode, Region, Snapshot, SnapshotProblem,
+    Vcpu, Vm,
 };
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -233,6 +234,116 @@ fn more_extended_registers_than_this_host_keeps_are_another_cpu() {
         area.len()
     );
     assert!(e.to_string().contains(&expected), "{e}");
+}
+
+/// The snapshot with other contents, and the checksum that they have.
+fn changed(snapshot: &Snapshot, change: impl FnOnce(&mut Vec<u8>)) -> Snapshot {
+    let mut bytes = snapshot.to_bytes();
+    bytes.truncate(bytes.len() - 4);
+    change(&mut bytes);
+    let checksum = crc32fast::hash(&bytes);
+    bytes.extend(checksum.to_le_bytes());
+    Snapshot::from_bytes(&bytes).unwrap()
+}
+
+/// Where the file has the host's CPUID: behind its name and version, a count and seven words a leaf.
+const HOST: usize = 15 + 4;
+
+#[test]
+#[ignore = "needs kvm"]
+fn a_snapshot_of_another_cpu_says_what_is_missing_here() {
+    let kvm = Kvm::open().unwrap();
+    let (vm, mut vcpu) = worker();
+    let (snapshot, file) = take(&vm, &mut vcpu);
+    let here = kvm.supported_cpuid().unwrap();
+    let place = |leaf: u32| {
+        let index = here.leaves().iter().position(|l| l.leaf == leaf).unwrap();
+        HOST + 4 + 28 * index
+    };
+    let refused = |snapshot: &Snapshot| match snapshot.restore(&kvm, &file) {
+        Err(Error::OtherCpu { features }) => features,
+        other => panic!("{other:?}"),
+    };
+    let other_vendor = changed(&snapshot, |bytes| {
+        let ebx = place(0) + 4 * 4;
+        bytes[ebx..ebx + 4].copy_from_slice(b"Fake");
+    });
+    let features = refused(&other_vendor);
+    assert!(features[0].starts_with("vendor Fake"), "{features:?}");
+    // No CPU has both.
+    let missing = [Feature::VMX, Feature::SVM]
+        .into_iter()
+        .find(|f| !here.has(*f));
+    let missing = missing.unwrap();
+    let newer = changed(&snapshot, |bytes| {
+        let ecx = place(missing.leaf) + 5 * 4;
+        bytes[ecx + usize::from(missing.bit) / 8] |= 1 << (missing.bit % 8);
+    });
+    assert_eq!(refused(&newer), [missing.name]);
+    changed(&snapshot, |_| {}).restore(&kvm, &file).unwrap();
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn regions_that_cannot_be_are_an_error_although_the_checksum_is_right() {
+    let kvm = Kvm::open().unwrap();
+    let (vm, mut vcpu) = worker();
+    let (snapshot, file) = take(&vm, &mut vcpu);
+    let leaves = kvm.supported_cpuid().unwrap().leaves().len();
+    let absurd = changed(&snapshot, |bytes| {
+        let regions = HOST + 4 + 28 * leaves;
+        assert_eq!(bytes[regions..regions + 4], 1u32.to_le_bytes());
+        let half: Vec<u8> = [0, 1u64 << 63]
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect();
+        let two = [&2u32.to_le_bytes()[..], &half, &[0, 0], &half, &[0, 0]].concat();
+        bytes.splice(regions..regions + 4 + 18, two);
+    });
+    let e = absurd.restore(&kvm, &file).unwrap_err();
+    assert!(
+        matches!(
+            e,
+            Error::Snapshot(SnapshotProblem::Invalid("list of regions"))
+        ),
+        "{e:?}"
+    );
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn registers_that_the_next_run_sets_are_part_of_it() {
+    // out 0x80, eax; hlt
+    let vm = machine();
+    vm.write(CODE, &[0x66, 0xe7, 0x80, 0xf4]).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    let mut registers = vcpu.registers().unwrap();
+    registers.rax = 0x1234_5678;
+    vcpu.set_registers_at_next_run(&registers);
+    let (snapshot, file) = take(&vm, &mut vcpu);
+    let (_vm, mut vcpus) = snapshot.restore(&Kvm::open().unwrap(), &file).unwrap();
+    match vcpus[0].run().unwrap() {
+        Exit::PortOut(out) => assert_eq!(out.value(), 0x1234_5678),
+        other => panic!("{other:?}"),
+    }
+}
+
+// Other hosts may not let a guest be a hypervisor.
+#[test]
+#[ignore = "needs lab"]
+fn a_guest_that_is_a_hypervisor_is_not_saved() {
+    const SVME: u64 = 1 << 12;
+    let kvm = Kvm::open().unwrap();
+    let (vm, mut vcpu) = worker();
+    let mut sregs = vcpu.system_registers().unwrap();
+    sregs.efer |= SVME;
+    vcpu.set_system_registers(&sregs).unwrap();
+    let e = Snapshot::take(&kvm, &vm, &[&mut vcpu]).unwrap_err();
+    assert!(matches!(e, Error::CannotSave { .. }), "{e:?}");
+    assert!(e.to_string().contains("hypervisor"), "{e}");
+    sregs.efer &= !SVME;
+    vcpu.set_system_registers(&sregs).unwrap();
+    Snapshot::take(&kvm, &vm, &[&mut vcpu]).unwrap();
 }
 
 #[test]
