@@ -367,6 +367,46 @@ fn what_is_no_snapshot_is_said_to_be_none() {
     assert!(Snapshot::from_bytes(b"cofferdam-vcpu\n").is_err());
 }
 
+/// How many bytes of a file this process has pages for, in all mappings of it.
+fn mapped_in(name: &str) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut is_it = false;
+    let mut kib = 0;
+    for line in maps.lines() {
+        if line
+            .split(' ')
+            .next()
+            .is_some_and(|range| range.contains('-'))
+        {
+            is_it = line.contains(name);
+        } else if let Some(size) = line.strip_prefix("Rss:").filter(|_| is_it) {
+            kib += size.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        }
+    }
+    kib << 10
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn restoring_reads_nothing_of_the_memory() {
+    const SIZE: u64 = 16 << 20;
+    let kvm = Kvm::open().unwrap();
+    let vm = kvm.create_vm(&[Region::anonymous(0, SIZE)]).unwrap();
+    // hlt
+    vm.memory().fill(0, SIZE as usize, 0xf4).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+    let name = format!("restored-{}", std::process::id());
+    let file: File = memfd_create(&name, MemfdFlags::CLOEXEC).unwrap().into();
+    vm.memory().save(&file).unwrap();
+    let snapshot = Snapshot::take(&kvm, &vm, &[&mut vcpu]).unwrap();
+    let (_vm, mut vcpus) = snapshot.restore(&kvm, &file).unwrap();
+    assert_eq!(mapped_in(&name), 0);
+    assert_eq!(vcpus[0].run().unwrap(), Exit::Halt);
+    // The page of the instruction, and perhaps its neighbours.
+    let touched = mapped_in(&name);
+    assert!((0x1000..=0x10_0000).contains(&touched), "{touched}");
+}
+
 #[test]
 fn saved_memory_has_holes_where_there_is_nothing() {
     use std::os::unix::fs::MetadataExt;
