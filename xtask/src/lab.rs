@@ -32,7 +32,7 @@ use crate::tools::{self, Tool};
 use initramfs::Archive;
 use kernel::Kernel;
 use qemu::{Machine, Qemu};
-use wire::{Frame, Start};
+use wire::{Frame, PULSE, Start};
 
 /// A lab that has not come up by then never will; a loaded machine may well take a minute.
 const BOOT_LIMIT: Duration = Duration::from_mins(5);
@@ -305,6 +305,8 @@ impl Lab {
                             } else {
                                 send(&Frame::StdinEnd)?;
                             }
+                            let to_lab = Arc::clone(&to_lab);
+                            thread::spawn(move || keep_awake(&to_lab));
                         }
                         Frame::Stdout(bytes) => pass_output(out, &bytes)?,
                         Frame::Stderr(bytes) => pass_output(err, &bytes)?,
@@ -529,6 +531,19 @@ fn pass_input(
         };
         let mut to_lab = to_lab.lock().unwrap_or_else(PoisonError::into_inner);
         if frame.send(&mut *to_lab).is_err() || frame == Frame::StdinEnd {
+            return;
+        }
+    }
+}
+
+/// Interrupts the lab now and then, until it is gone. QEMU 7.2 changes the flags of pending
+/// interrupts at VMRUN without its lock, and so loses some; if one was the timer's, the lab halts
+/// for good. The next interrupt, whatever it is for, makes QEMU look again.
+fn keep_awake(to_lab: &Mutex<ChildStdin>) {
+    loop {
+        thread::sleep(PULSE);
+        let mut to_lab = to_lab.lock().unwrap_or_else(PoisonError::into_inner);
+        if Frame::Alive.send(&mut *to_lab).is_err() {
             return;
         }
     }

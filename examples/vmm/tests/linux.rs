@@ -4,23 +4,14 @@ mod common;
 
 use std::fs::{self, File};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use common::linux::{boot, initrd, kernel};
 use common::{Running, Scratch};
 
-/// One test at a time: an emulated processor with SVM sometimes stops for good when several machines
-/// run on it at once.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[test]
 #[ignore = "needs lab"]
 fn stock_kernels_boot_and_keep_what_they_write() {
-    let _alone = alone();
     for (ending, cpus) in [
         ("-cloud-amd64", "1"),
         ("-cloud-amd64", "2"),
@@ -51,7 +42,6 @@ fn stock_kernels_boot_and_keep_what_they_write() {
 #[test]
 #[ignore = "needs lab"]
 fn panic_and_restart_have_statuses_of_their_own() {
-    let _alone = alone();
     let dir = Scratch::new();
     let kernel = kernel("-cloud-amd64");
     let initrd = initrd(&dir, &kernel);
@@ -80,7 +70,6 @@ fn ticks(out: &str) -> Vec<u64> {
 #[test]
 #[ignore = "needs lab"]
 fn a_running_machine_is_saved_and_goes_on_twice() {
-    let _alone = alone();
     let dir = Scratch::new();
     let kernel = kernel("-cloud-amd64");
     let initrd = initrd(&dir, &kernel);
@@ -132,7 +121,6 @@ fn rounds() -> usize {
 #[test]
 #[ignore = "needs lab"]
 fn a_busy_machine_goes_on_after_every_snapshot() {
-    let _alone = alone();
     let dir = Scratch::new();
     let kernel = kernel("-cloud-amd64");
     let initrd = initrd(&dir, &kernel);
@@ -167,7 +155,6 @@ fn a_busy_machine_goes_on_after_every_snapshot() {
 #[test]
 #[ignore = "needs lab"]
 fn memtest_speaks_on_the_serial_port() {
-    let _alone = alone();
     let dir = Scratch::new();
     let mut args = vec![
         "boot",
@@ -185,7 +172,6 @@ fn memtest_speaks_on_the_serial_port() {
 #[test]
 #[ignore = "needs lab"]
 fn an_unpacked_kernel_boots_by_its_own_protocol_and_by_pvh() {
-    let _alone = alone();
     let dir = Scratch::new();
     // The one for clouds is not packed with xz.
     let kernel = kernel("-amd64");

@@ -87,36 +87,26 @@ pub(crate) fn run(rounds: u32) -> Result<()> {
     Ok(())
 }
 
-/// Measures one round in a lab of its own. Since an emulator sometimes stops for good at what our
-/// machines and others do in it, it gets a second try.
+/// Measures one round in a lab of its own.
 fn in_lab(shared: &Path) -> Result<Vec<Sample>> {
-    let once = || {
-        let lab = Lab {
-            systemd: false,
-            memory: 3072,
-            cpus: lab::CPUS,
-            timeout: None,
-            kernel: None,
-            out: shared.to_path_buf(),
-            env: Vec::new(),
-            terminal: false,
-            input: None,
-            command: vec!["/run/lab/agent".into(), "lab-machines".into()],
-        };
-        let mut samples = Samples::default();
-        match lab.run(&mut samples, &mut io::stderr())? {
-            End::Status(0) => Ok(samples.all),
-            End::Status(status) => bail!("the lab's run ended with status {status}"),
-            End::TimedOut(_) => bail!("the lab took too long"),
-            End::Signal(_) => Err(Interrupted.into()),
-        }
+    let lab = Lab {
+        systemd: false,
+        memory: 3072,
+        cpus: lab::CPUS,
+        timeout: None,
+        kernel: None,
+        out: shared.to_path_buf(),
+        env: Vec::new(),
+        terminal: false,
+        input: None,
+        command: vec!["/run/lab/agent".into(), "lab-machines".into()],
     };
-    match once() {
-        Err(error) if !error.is::<Interrupted>() => {
-            eprintln!("once more, since {error:#}");
-            once()
-        }
-        other => other,
+    let mut samples = Samples::default();
+    match lab.run(&mut samples, &mut io::stderr())? {
+        End::Status(0) => Ok(samples.all),
+        End::Status(status) => bail!("the lab's run ended with status {status}"),
+        End::TimedOut(_) => bail!("the lab took too long"),
+        End::Signal(_) => Err(Interrupted.into()),
     }
 }
 

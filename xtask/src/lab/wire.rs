@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// The port's name, by which the lab finds its device node.
 pub(crate) const PORT: &str = "cofferdam.lab";
 
-/// How often the lab says that it is alive.
+/// How often each says that it is alive.
 pub(crate) const PULSE: Duration = Duration::from_secs(5);
 
 /// Longer frames than this are never sent; one that claims to be is a broken stream.
@@ -41,7 +41,7 @@ pub(crate) enum Frame {
     Exit(u8),
     /// Lab: the command could not be run at all, and why.
     Refused(String),
-    /// Lab: nothing to say, but here, every [`PULSE`].
+    /// Either: nothing to say, but here, every [`PULSE`].
     Alive,
 }
 
