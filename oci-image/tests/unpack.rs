@@ -489,3 +489,35 @@ fn directories_that_are_finished_early_are_the_same_in_the_end() {
     into(&closed, 5000).unwrap();
     assert_eq!(mode(arena.root().join("closed9")), 0o500);
 }
+
+#[test]
+fn what_links_copy_from_below_is_capped() {
+    let (below, above) = (Arena::new(), Arena::new());
+    let contents = [7; 3000];
+    let lower = Tar::new()
+        .file("one", contents)
+        .hardlink("two", "one")
+        .end();
+    unpack(&lower, &below.root()).unwrap();
+    let lower: std::os::fd::OwnedFd = fs::File::open(below.root()).unwrap().into();
+    let options = options(Whiteouts::OverlayUser).below([std::sync::Arc::new(lower)]);
+    let mut limits = Limits::default();
+    limits.layer_bytes = 5000;
+    let unpacker = Unpacker::new(options, limits);
+    let into =
+        |archive: Vec<u8>| unpacker.unpack(&archive[..], fs::File::open(above.root()).unwrap());
+    // The second name leads to the copy that the first has made.
+    let once = Tar::new().hardlink("a", "one").hardlink("b", "one").end();
+    into(once).unwrap();
+    assert_eq!(fs::read(above.root().join("b")).unwrap(), contents);
+    fs::remove_file(above.root().join("one")).unwrap();
+    let twice = Tar::new().hardlink("c", "one").hardlink("d", "two").end();
+    let error = into(twice).unwrap_err();
+    assert_cause!(
+        error,
+        Error::Limit {
+            setting: "layer_bytes",
+            ..
+        }
+    );
+}
