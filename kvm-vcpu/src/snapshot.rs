@@ -372,3 +372,113 @@ fn readable_msrs(vcpu: &Vcpu, list: &[u32]) -> Result<Vec<(u32, u64)>> {
     }
     Ok(values)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Exit, msr};
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::time::Duration;
+
+    /// Without what goes on while the guest does not: clocks and counters, and which CPU of the host was
+    /// asked.
+    fn without_time(snapshot: &Snapshot) -> Snapshot {
+        const HV_VP_RUNTIME: u32 = 0x4000_0010;
+        const HV_TIME_REF_COUNT: u32 = 0x4000_0020;
+        let mut still = snapshot.clone();
+        still.host = CpuidTable::default();
+        still.clock = None;
+        for channel in still.pit.iter_mut().flat_map(|pit| &mut pit.channels) {
+            channel.count_load_time = 0;
+        }
+        for vcpu in &mut still.vcpus {
+            let tsc = msr::IA32_TIME_STAMP_COUNTER;
+            let ticks = [tsc, HV_VP_RUNTIME, HV_TIME_REF_COUNT];
+            vcpu.msrs.retain(|(index, _)| !ticks.contains(index));
+        }
+        still
+    }
+
+    /// Part by part, so that a difference has a name.
+    fn assert_same(again: &Snapshot, saved: &Snapshot) {
+        macro_rules! same {
+            ($a:ident $b:ident: $($part:ident)*) => {
+                $(assert_eq!($a.$part, $b.$part, "{}", stringify!($part));)*
+            };
+        }
+        for (a, b) in again.vcpus.iter().zip(&saved.vcpus) {
+            same!(a b: id cpuid regs sregs xsave xcrs debug msrs lapic events mp_state);
+        }
+        same!(again saved: regions irqchip pit chips);
+        assert_eq!(again, saved);
+    }
+
+    #[test]
+    #[ignore = "needs kvm"]
+    fn every_part_of_the_state_is_restored() {
+        const CODE: u16 = 0x1000;
+        let kvm = Kvm::open().unwrap();
+        let vm = kvm.create_vm(&[Region::anonymous(0, 0x1_0000)]).unwrap();
+        vm.create_irqchip(IrqChip::InKernel).unwrap();
+        vm.create_pit().unwrap();
+        // The first PIC's mask becomes 0x5a, and the timer's channel 2 a square wave with a divisor of
+        // 0x1234: mov al, 0x5a; out 0x21, al; mov al, 0xb6; out 0x43, al; mov al, 0x34; out 0x42, al;
+        // mov al, 0x12; out 0x42, al; out 0x80, al; hlt
+        let code = [
+            0xb0, 0x5a, 0xe6, 0x21, 0xb0, 0xb6, 0xe6, 0x43, 0xb0, 0x34, 0xe6, 0x42, 0xb0, 0x12,
+            0xe6, 0x42, 0xe6, 0x80, 0xf4,
+        ];
+        vm.write(CODE.into(), &code).unwrap();
+        let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE)).unwrap();
+        let mut other = vm.create_vcpu(1, &Mode::Reset).unwrap();
+        assert!(matches!(vcpu.run().unwrap(), Exit::PortOut(_)));
+        assert_eq!(vcpu.settle().unwrap(), None);
+        let mut fpu = vcpu.fpu_registers().unwrap();
+        (fpu.xmm[3], fpu.control) = (0x1234_5678 << 64 | 9, 0x27f);
+        vcpu.set_fpu_registers(&fpu).unwrap();
+        vcpu.set_xcr0(3).unwrap();
+        let mut debug = vcpu.debug_registers().unwrap();
+        debug.addresses = [1, 2, 3, 4];
+        vcpu.set_debug_registers(&debug).unwrap();
+        vcpu.set_msrs(&[(msr::LSTAR, 0x7000), (msr::KERNEL_GS_BASE, 5)])
+            .unwrap();
+        let mut apic = vcpu.local_apic().unwrap();
+        // The vector of its error interrupt.
+        apic[0x370] = 0x77;
+        vcpu.set_local_apic(&apic).unwrap();
+        vcpu.nmi().unwrap();
+        vm.set_clock(Duration::from_hours(1)).unwrap();
+
+        let file = File::from(memfd_create("state", MemfdFlags::CLOEXEC).unwrap());
+        vm.memory().save(&file).unwrap();
+        let saved = Snapshot::take(&kvm, &vm, &[&mut vcpu, &mut other]).unwrap();
+        let (vm, mut vcpus) = saved.restore(&kvm, &file).unwrap();
+        let all: Vec<&mut Vcpu> = vcpus.iter_mut().collect();
+        let again = Snapshot::take(&kvm, &vm, &all).unwrap();
+        assert_same(&without_time(&again), &without_time(&saved));
+        let elapsed = |s: &Snapshot| s.clock.map(|clock| clock.clock);
+        assert!(elapsed(&again) >= elapsed(&saved));
+
+        // And it is what was put in.
+        let [first, second] = &again.vcpus[..] else {
+            panic!("{} vCPUs", again.vcpus.len())
+        };
+        assert_ne!(second.mp_state, first.mp_state);
+        assert_eq!(
+            (first.regs.rip, first.sregs.cs.base),
+            (u64::from(CODE) + 18, 0)
+        );
+        assert_eq!(
+            (first.xcrs.xcrs[0].value, first.debug.db),
+            (3, [1, 2, 3, 4])
+        );
+        assert_eq!(first.xsave[160 + 48], 9);
+        assert!(first.msrs.contains(&(msr::LSTAR, 0x7000)));
+        assert_eq!(first.lapic.as_ref().unwrap()[0x370], 0x77);
+        assert_eq!(first.events.nmi.pending, 1);
+        assert_eq!(again.pit.unwrap().channels[2].count, 0x1234);
+        let pic = kvm_irqchip::read_from_bytes(&again.chips[0]).unwrap();
+        assert!(pic.as_bytes().contains(&0x5a));
+        assert!(elapsed(&again) >= Some(3600 * 1_000_000_000));
+    }
+}
