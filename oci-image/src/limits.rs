@@ -7,7 +7,8 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Bytes of a manifest, an index or a configuration, and of the list of what is in an archive of images. Default 4 MiB, which is also what registries accept.
+    /// Bytes of a manifest, an index or a configuration, and of the list of what is in an archive of images; a registry's
+    /// list of tags may have sixteen times as many. Default 4 MiB, which is also what registries accept.
     pub document_bytes: u64,
     /// Bytes of one uncompressed layer, holes of sparse files included. Default 64 GiB.
     pub layer_bytes: u64,

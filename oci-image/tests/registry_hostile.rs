@@ -736,7 +736,31 @@ fn lists_have_pages_and_an_end() {
     let client = Registry::new(options(&server).limits(limits));
     assert_eq!(client.tags(&name(&server)).unwrap(), ["a", "b", "c"]);
     let error = client.catalog(&server.host).unwrap_err();
-    assert!(matches!(error, Error::Limit { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Limit {
+                setting: "entries",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    // Each page is small; all together are not.
+    let mut limits = Limits::default();
+    limits.document_bytes = 100;
+    let client = Registry::new(options(&server).limits(limits));
+    let error = client.catalog(&server.host).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Limit {
+                setting: "document_bytes",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]

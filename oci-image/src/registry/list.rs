@@ -13,6 +13,8 @@ use crate::reference::Reference;
 
 /// Pages of a list; a registry that has more goes round in circles.
 const MAX_PAGES: usize = 10_000;
+/// All pages of a list together may be as large as so many documents.
+const DOCUMENTS: u64 = 16;
 
 impl Registry {
     /// The tags of the repository of `name`, in the registry's order.
@@ -68,7 +70,8 @@ impl Registry {
         items: impl Fn(P) -> Vec<T>,
     ) -> Result<Option<Vec<T>>> {
         let limits = &self.http.options.limits;
-        let mut all = Vec::new();
+        let most = limits.document_bytes.saturating_mul(DOCUMENTS);
+        let (mut all, mut bytes) = (Vec::new(), 0);
         let mut next = Some(first);
         for _ in 0..MAX_PAGES {
             let Some(address) = next else {
@@ -81,18 +84,28 @@ impl Registry {
                     status if absent.contains(&status) => return Ok(None),
                     _ => return Err(answer.refused(request.operation).into()),
                 }
-                let bytes = answer.read(request.operation, limits.document_bytes)?;
-                let page: P = parse(&answer.url, &bytes)?;
+                let document = answer.read(request.operation, limits.document_bytes)?;
+                let page: P = parse(&answer.url, &document)?;
                 let following = answer
                     .header("link")
                     .and_then(url::next_page)
                     .map(|link| url::join(&request.url, link))
                     .transpose()?;
-                Ok(Some((page, following)))
+                Ok(Some((page, following, document.len() as u64)))
             })?;
-            let Some((page, following)) = page else {
+            let Some((page, following, size)) = page else {
                 return Ok(None);
             };
+            bytes += size;
+            if bytes > most {
+                return Err(Error::Limit {
+                    what: "a list",
+                    found: bytes,
+                    unit: "bytes",
+                    limit: most,
+                    setting: "document_bytes",
+                });
+            }
             all.extend(items(page));
             if all.len() as u64 > limits.entries {
                 return Err(Error::Limit {
