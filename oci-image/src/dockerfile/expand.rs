@@ -38,12 +38,7 @@ impl<'a> Expander<'a> {
 
     /// Whether all quotes are closed, whatever variables hold.
     pub(super) fn quotes(&self, text: &str) -> Result<()> {
-        let mut scan = Scan {
-            expander: *self,
-            chars: text.chars().collect(),
-            at: 0,
-            depth: 0,
-        };
+        let mut scan = Scan::new(*self, text, MAX_WORD);
         while let Some(c) = scan.next() {
             match c {
                 '\'' => drop(scan.single_quoted()?),
@@ -57,12 +52,7 @@ impl<'a> Expander<'a> {
 
     /// Expands variables in a text in which quotes mean nothing, such as a heredoc.
     pub(super) fn text(&self, text: &str) -> Result<String> {
-        let mut scan = Scan {
-            expander: *self,
-            chars: text.chars().collect(),
-            at: 0,
-            depth: 0,
-        };
+        let mut scan = Scan::new(*self, text, MAX_TEXT);
         let mut expanded = String::new();
         while let Some(c) = scan.next() {
             match c {
@@ -81,12 +71,7 @@ impl<'a> Expander<'a> {
     }
 
     fn run(&self, text: &str) -> Result<(String, Vec<String>)> {
-        let mut scan = Scan {
-            expander: *self,
-            chars: text.chars().collect(),
-            at: 0,
-            depth: 0,
-        };
+        let mut scan = Scan::new(*self, text, MAX_WORD);
         let (text, words) = scan.until(None, false)?;
         Ok((text, words.finish()))
     }
@@ -122,18 +107,38 @@ impl Words {
 /// Substitutions within substitutions; more is no Dockerfile that a person wrote.
 const MAX_DEPTH: usize = 64;
 
+/// Bytes that variables may put into a word. Linux gives no program a longer one (`MAX_ARG_STRLEN`), and a file in which
+/// each line doubles a variable must not take all memory.
+const MAX_WORD: usize = 128 << 10;
+/// Bytes that variables may put into the text of a heredoc.
+const MAX_TEXT: usize = 4 << 20;
+
 struct Scan<'a> {
     expander: Expander<'a>,
     chars: Vec<char>,
     at: usize,
     depth: usize,
+    /// Bytes that variables may put in, and those that they may yet.
+    most: usize,
+    left: usize,
 }
 
 fn fail<T>(message: impl Into<String>) -> Result<T> {
     Err(ExpandError(message.into()))
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    fn new(expander: Expander<'a>, text: &str, most: usize) -> Scan<'a> {
+        Scan {
+            expander,
+            chars: text.chars().collect(),
+            at: 0,
+            depth: 0,
+            most,
+            left: most,
+        }
+    }
+
     fn peek(&self) -> Option<char> {
         self.chars.get(self.at).copied()
     }
@@ -247,8 +252,24 @@ impl Scan<'_> {
         Ok(text)
     }
 
-    /// What stands after a `$`.
+    /// What is put in for a `$` and what stands after it.
     fn dollar(&mut self) -> Result<String> {
+        let value = self.substitution()?;
+        match self.left.checked_sub(value.len()) {
+            Some(left) => self.left = left,
+            None => return self.too_much(),
+        }
+        Ok(value)
+    }
+
+    fn too_much<T>(&self) -> Result<T> {
+        fail(format!(
+            "its variables put in more than {} KiB",
+            self.most >> 10
+        ))
+    }
+
+    fn substitution(&mut self) -> Result<String> {
         if self.peek() != Some('{') {
             let name = self.name();
             if name.is_empty() {
@@ -357,11 +378,11 @@ impl Scan<'_> {
             return Ok((!self.expander.raw).then(String::new));
         };
         let value: Vec<char> = value.chars().collect();
-        Ok(Some(Pattern::new(&pattern, self.expander.escape).replaced(
-            &value,
-            &replacement,
-            all,
-        )))
+        let pattern = Pattern::new(&pattern, self.expander.escape);
+        match pattern.replaced(&value, &replacement, all, self.left) {
+            Some(text) => Ok(Some(text)),
+            None => self.too_much(),
+        }
     }
 
     /// A variable's name: a word, a number, or one of the shell's own signs.
@@ -460,8 +481,14 @@ impl Pattern {
             .collect()
     }
 
-    /// The longest match at the first place, or at each.
-    fn replaced(&self, value: &[char], replacement: &str, all: bool) -> String {
+    /// With the longest match at the first place, or at each, replaced; `None` if that makes more than `most` bytes.
+    fn replaced(
+        &self,
+        value: &[char],
+        replacement: &str,
+        all: bool,
+        most: usize,
+    ) -> Option<String> {
         let mut text = String::new();
         let mut at = 0;
         let mut after_match = false;
@@ -474,6 +501,9 @@ impl Pattern {
             };
             match found {
                 Some(length) if length > 0 || !after_match => {
+                    if text.len() + replacement.len() > most {
+                        return None;
+                    }
                     text.push_str(replacement);
                     done = !all;
                     if length > 0 {
@@ -488,7 +518,7 @@ impl Pattern {
             text.extend(value.get(at));
             at += 1;
         }
-        text
+        Some(text)
     }
 }
 
@@ -558,6 +588,38 @@ mod tests {
     #[test]
     fn nesting_has_an_end() {
         assert!(expand(&"${none:-".repeat(100_000)).is_err());
+    }
+
+    #[test]
+    fn what_variables_put_in_has_an_end() {
+        let value = "x".repeat(MAX_WORD / 2);
+        let lookup = |_: &str| Some(value.clone());
+        let expander = Expander::new('\\', &lookup);
+        assert_eq!(expander.word("$a$b").unwrap().len(), MAX_WORD);
+        assert_eq!(
+            expander.text(&"$a".repeat(3)).unwrap().len(),
+            3 * MAX_WORD / 2
+        );
+        let long = "y".repeat(MAX_WORD / 2);
+        for bad in [
+            "$a$a$a",
+            "${a:-$a}$a",
+            "\"$a\"$a$a",
+            &format!("${{a/x/{long}$a}}"),
+        ] {
+            let Err(ExpandError(message)) = expander.words(bad) else {
+                panic!("it is expanded");
+            };
+            assert_eq!(message, "its variables put in more than 128 KiB");
+        }
+        assert!(
+            expander
+                .text(&"$a".repeat(2 * MAX_TEXT / MAX_WORD + 1))
+                .is_err()
+        );
+        // Each place could be replaced by something long.
+        let all = Pattern::new("x", '\\').replaced(&['x'; 1000], &long, true, MAX_WORD);
+        assert_eq!(all, None);
     }
 
     #[test]
