@@ -186,14 +186,17 @@ fn print(results: &Results) {
         }
         let of = |c: Contender| row.medians.get(c.name());
         match of(Contender::Qemu).zip(of(Contender::Ours)) {
+            Some((theirs, ours)) if row.measure.ends_with("/s") => {
+                println!(" {:>8.2}", ours / theirs);
+            }
             Some((theirs, ours)) => println!(" {:>8.2}", theirs / ours),
             None => println!(),
         }
     }
     println!(
-        "\nThe ratio is {} to {}.",
-        Contender::Qemu.name(),
-        Contender::Ours.name()
+        "\nThe ratio says how many times as good {} is as {}.",
+        Contender::Ours.name(),
+        Contender::Qemu.name()
     );
     println!("\nSnapshots of a guest that counts, on this machine's KVM:\n");
     snapshots::print(&results.snapshots);

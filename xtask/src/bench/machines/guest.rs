@@ -20,8 +20,8 @@ const MEMORY_MIB: u64 = 256;
 /// What the guest says first.
 const UP: &str = "init-up";
 /// How much goes through the disk and through the network, and how many round trips there are.
-const MIB: u32 = 64;
-const ROUND_TRIPS: u32 = 500;
+const MIB: u32 = 16;
+const ROUND_TRIPS: u32 = 200;
 const HOST: &str = "192.168.78.1";
 const TAP: &str = "cofferbench0";
 /// No run takes so long.
