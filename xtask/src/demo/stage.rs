@@ -52,14 +52,8 @@ impl Outcome {
 }
 
 impl Stage {
-    /// Makes the scratch directory and catches the signals that end a program.
+    /// Catches the signals that end a program, and makes the scratch directory.
     pub(crate) fn set() -> Result<Self> {
-        let scratch = tempfile::Builder::new()
-            .prefix("cofferdam-demo-")
-            .tempdir()
-            .context(
-                "cannot make a temporary directory; set TMPDIR to one that you may write to",
-            )?;
         let shared = Arc::new(Interrupt::default());
         let ends = [SIGINT, SIGTERM, SIGHUP];
         for signal in ends {
@@ -73,6 +67,13 @@ impl Stage {
                 in_thread.deliver(signal);
             }
         });
+        // Not before: what ends this program would leave it behind.
+        let scratch = tempfile::Builder::new()
+            .prefix("cofferdam-demo-")
+            .tempdir()
+            .context(
+                "cannot make a temporary directory; set TMPDIR to one that you may write to",
+            )?;
         Ok(Self {
             scratch,
             scenes: 0,
