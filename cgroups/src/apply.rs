@@ -45,15 +45,13 @@ impl Cgroup {
         }
         // Mostly the controllers are there, which the files that they bring show at less cost than
         // the list of them.
-        let steps = match plan::steps(self, limits) {
-            Ok(steps) => steps,
-            Err(error) => {
-                self.enable_journaled(needed, done)?;
-                if done.changes.is_empty() {
-                    return Err(error);
-                }
-                plan::steps(self, limits)?
-            }
+        let steps = if let Ok(steps) = plan::steps(self, limits) {
+            steps
+        } else {
+            // What else was wrong still is. If nothing is to be enabled, another process may just
+            // have done it.
+            self.enable_journaled(needed, done)?;
+            plan::steps(self, limits)?
         };
         for (number, step) in steps.iter().enumerate() {
             // A write that fails changes nothing, so of the last one nothing is put back.
