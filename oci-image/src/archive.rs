@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::blob::{Section, open_regular};
 use crate::compression::{Compression, Decoder};
 use crate::error::{Error, Result};
-use crate::limits::Limits;
+use crate::limits::{Limits, check_bytes};
 use crate::tar_reader::{TarKind, TarReader};
 
 /// A tar file and where its members are.
@@ -96,15 +96,7 @@ impl Archive {
             return Ok(None);
         };
         let size = section.len();
-        if size > limit {
-            return Err(Error::Limit {
-                what: "a document",
-                found: size,
-                unit: "bytes",
-                limit,
-                setting: "document_bytes",
-            });
-        }
+        check_bytes("a document", size, limit, "document_bytes")?;
         let mut bytes = Vec::new();
         section
             .read_to_end(&mut bytes)
@@ -183,15 +175,12 @@ fn index(
             Member::Link(target) => target.len(),
         };
         bytes += (size_of::<(String, Member)>() + name.len() + link) as u64;
-        if bytes > limits.document_bytes {
-            return Err(Error::Limit {
-                what: "the list of what is in the archive",
-                found: bytes,
-                unit: "bytes",
-                limit: limits.document_bytes,
-                setting: "document_bytes",
-            });
-        }
+        check_bytes(
+            "the list of what is in the archive",
+            bytes,
+            limits.document_bytes,
+            "document_bytes",
+        )?;
         members.insert(name, member);
     }
     Ok(members)
@@ -243,15 +232,12 @@ fn inflate(section: Section, limits: &Limits) -> Result<(Arc<File>, u64)> {
             break;
         }
         length += n as u64;
-        if length > limits.layer_bytes {
-            return Err(Error::Limit {
-                what: "the uncompressed archive",
-                found: length,
-                unit: "bytes",
-                limit: limits.layer_bytes,
-                setting: "layer_bytes",
-            });
-        }
+        check_bytes(
+            "the uncompressed archive",
+            length,
+            limits.layer_bytes,
+            "layer_bytes",
+        )?;
         file.write_all(&buffer[..n])
             .map_err(failed("inflate into a temporary file", &path))?;
     }

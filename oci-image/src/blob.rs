@@ -11,6 +11,7 @@ use crate::archive::Archive;
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
+use crate::limits::check_bytes;
 #[cfg(feature = "registry")]
 use crate::registry::{Download, Remote};
 
@@ -100,15 +101,7 @@ impl Blobs {
 
     /// Reads a whole, verified document of at most `limit` bytes.
     pub(crate) fn read_document(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>> {
-        if descriptor.size > limit {
-            return Err(Error::Limit {
-                what: "a document",
-                found: descriptor.size,
-                unit: "bytes",
-                limit,
-                setting: "document_bytes",
-            });
-        }
+        check_bytes("a document", descriptor.size, limit, "document_bytes")?;
         let mut reader = self.open(descriptor)?;
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).map_err(|source| {

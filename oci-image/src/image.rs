@@ -10,7 +10,7 @@ use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Hasher};
 use crate::document::Document;
 use crate::error::{Error, Result};
-use crate::limits::Limits;
+use crate::limits::{Limits, check_bytes};
 use crate::manifest::Manifest;
 use crate::media_type::{MediaType, Role};
 use crate::overlap::Overlapped;
@@ -253,15 +253,12 @@ impl Inflater {
             }
         };
         self.read += n as u64;
-        if self.read > self.limits.layer_bytes {
-            return Err(Error::Limit {
-                what: "the uncompressed layer",
-                found: self.read,
-                unit: "bytes",
-                limit: self.limits.layer_bytes,
-                setting: "layer_bytes",
-            });
-        }
+        check_bytes(
+            "the uncompressed layer",
+            self.read,
+            self.limits.layer_bytes,
+            "layer_bytes",
+        )?;
         if n == 0 {
             // The blob's own check happens at its end, which the decoder need not have touched.
             let blob = self.decoder.get_mut();

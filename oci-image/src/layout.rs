@@ -9,7 +9,7 @@ use crate::archive::Archive;
 use crate::blob::open_regular;
 use crate::document::{Document, parse_layout_index};
 use crate::error::{Error, Result, excerpt};
-use crate::limits::Limits;
+use crate::limits::{Limits, check_bytes};
 use crate::manifest::Index;
 
 pub(crate) const MARKER: &str = "oci-layout";
@@ -34,15 +34,7 @@ pub(crate) fn read_directory(path: &Path, limits: &Limits) -> Result<Document<In
             Err(error) => return Err(error),
         };
         let found = section.len();
-        if found > limits.document_bytes {
-            return Err(Error::Limit {
-                what: "a document",
-                found,
-                unit: "bytes",
-                limit: limits.document_bytes,
-                setting: "document_bytes",
-            });
-        }
+        check_bytes("a document", found, limits.document_bytes, "document_bytes")?;
         let mut bytes = Vec::new();
         section
             .read_to_end(&mut bytes)

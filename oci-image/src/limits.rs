@@ -1,5 +1,7 @@
 //! How much an image may take.
 
+use crate::error::{Error, Result};
+
 /// Caps on what an image may make this crate read, hold or write.
 ///
 /// An image is somebody else's data: without caps, a few kilobytes could fill the disk or the memory. The defaults
@@ -42,4 +44,23 @@ impl Default for Limits {
             user_file_bytes: 4 << 20,
         }
     }
+}
+
+/// Refuses what has more bytes than `limit`, which is the field `setting` of [`Limits`].
+pub(crate) fn check_bytes(
+    what: &'static str,
+    found: u64,
+    limit: u64,
+    setting: &'static str,
+) -> Result<()> {
+    if found > limit {
+        return Err(Error::Limit {
+            what,
+            found,
+            unit: "bytes",
+            limit,
+            setting,
+        });
+    }
+    Ok(())
 }

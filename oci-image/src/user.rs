@@ -8,7 +8,7 @@ use std::str::FromStr;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
 use crate::error::{Error, Result, excerpt};
-use crate::limits::Limits;
+use crate::limits::{Limits, check_bytes};
 
 /// What an image's configuration says about its user: `user`, `uid`, `user:group`, `uid:gid`, and mixtures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -208,14 +208,11 @@ fn read_in_root(root: &impl AsFd, path: &'static str, limits: &Limits) -> Result
     file.take(limits.user_file_bytes.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(failed)?;
-    if bytes.len() as u64 > limits.user_file_bytes {
-        return Err(Error::Limit {
-            what: "/etc/passwd or /etc/group of the image",
-            found: bytes.len() as u64,
-            unit: "bytes",
-            limit: limits.user_file_bytes,
-            setting: "user_file_bytes",
-        });
-    }
+    check_bytes(
+        "/etc/passwd or /etc/group of the image",
+        bytes.len() as u64,
+        limits.user_file_bytes,
+        "user_file_bytes",
+    )?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

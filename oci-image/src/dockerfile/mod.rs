@@ -80,7 +80,7 @@ pub use source::{Position, Source, Span};
 pub use step::{Action, CopySource, CopyStep, From, Network, Program, RunStep, Security, Step};
 
 use crate::error::{Error, Result};
-use crate::limits::Limits;
+use crate::limits::{Limits, check_bytes};
 
 /// A Dockerfile that has been parsed.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,14 +174,6 @@ fn read_text(path: &Path) -> Result<String> {
     std::fs::File::open(path)
         .and_then(|file| file.take(limit + 1).read_to_string(&mut text))
         .map_err(failed)?;
-    if text.len() as u64 > limit {
-        return Err(Error::Limit {
-            what: "the file",
-            found: text.len() as u64,
-            unit: "bytes",
-            limit,
-            setting: "document_bytes",
-        });
-    }
+    check_bytes("the file", text.len() as u64, limit, "document_bytes")?;
     Ok(text)
 }

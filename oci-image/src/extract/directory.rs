@@ -14,6 +14,7 @@ use super::metadata::{Acls, drop_xattrs, mtime_of, remove_xattr, set_times};
 use super::{Extractor, failed, split};
 use crate::acl;
 use crate::error::{Error, Result};
+use crate::limits::check_bytes;
 use crate::report::UnpackReport;
 use crate::rootdir::{self, is_whiteout, make_directories, open_directory, proc_path};
 use crate::tar_reader::{TarEntry, TarKind};
@@ -39,7 +40,9 @@ const HELD: u64 = 4 << 20;
 pub(super) struct Pending {
     /// By device and inode; of two entries for one directory the later counts.
     directories: HashMap<(u64, u64), PendingDirectory>,
-    bytes: u64,
+    /// Bytes of those that can be finished before the end, and of the others.
+    open: u64,
+    shut: u64,
     /// Some are finished already.
     early: bool,
 }
@@ -58,12 +61,18 @@ impl PendingDirectory {
 
 impl Pending {
     fn insert(&mut self, stat: &Stat, directory: PendingDirectory) {
-        self.bytes += directory.bytes();
-        if let Some(before) = self
-            .directories
-            .insert((stat.st_dev, stat.st_ino), directory)
-        {
-            self.bytes -= before.bytes();
+        *self.counted(&directory) += directory.bytes();
+        let id = (stat.st_dev, stat.st_ino);
+        if let Some(before) = self.directories.insert(id, directory) {
+            *self.counted(&before) -= before.bytes();
+        }
+    }
+
+    fn counted(&mut self, directory: &PendingDirectory) -> &mut u64 {
+        if directory.stays_open() {
+            &mut self.open
+        } else {
+            &mut self.shut
         }
     }
 
@@ -92,26 +101,23 @@ impl Extractor<'_> {
 
     /// Finishes directories before the end when there are very many.
     pub(super) fn finish_some(&mut self) -> Result<()> {
-        if self.pending.bytes <= HELD.min(self.limits.deferred_bytes) {
+        let most = self.limits.deferred_bytes;
+        check_bytes(
+            "what is kept of directories to be closed in the end",
+            self.pending.shut,
+            most,
+            "deferred_bytes",
+        )?;
+        if self.pending.open <= HELD.min(most) {
             return Ok(());
         }
-        let all = std::mem::take(&mut self.pending);
+        let (open, shut): (HashMap<_, _>, HashMap<_, _>) =
+            std::mem::take(&mut self.pending.directories)
+                .into_iter()
+                .partition(|(_, directory)| directory.stays_open());
+        self.pending.directories = shut;
+        self.pending.open = 0;
         self.pending.early = true;
-        let (open, rest): (HashMap<_, _>, HashMap<_, _>) = all
-            .directories
-            .into_iter()
-            .partition(|(_, directory)| directory.stays_open());
-        self.pending.bytes = rest.values().map(PendingDirectory::bytes).sum();
-        self.pending.directories = rest;
-        if self.pending.bytes > self.limits.deferred_bytes {
-            return Err(Error::Limit {
-                what: "what is kept of directories to be closed in the end",
-                found: self.pending.bytes,
-                unit: "bytes",
-                limit: self.limits.deferred_bytes,
-                setting: "deferred_bytes",
-            });
-        }
         self.finish_directories(open)
     }
 

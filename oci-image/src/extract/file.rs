@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::metadata::{set_times, timestamps};
 use super::{Extractor, failed, split};
 use crate::error::{Error, Result, excerpt};
+use crate::limits::check_bytes;
 use crate::rootdir::{self, is_whiteout, open_directory, proc_path};
 use crate::tar_reader::{TarEntry, TarReader};
 use crate::whiteout::Whiteouts;
@@ -63,15 +64,12 @@ impl Extractor<'_> {
                 }
                 self.report.bytes += length;
             }
-            if entry.size > self.limits.layer_bytes {
-                return Err(Error::Limit {
-                    what: "the sparse file",
-                    found: entry.size,
-                    unit: "bytes",
-                    limit: self.limits.layer_bytes,
-                    setting: "layer_bytes",
-                });
-            }
+            check_bytes(
+                "the sparse file",
+                entry.size,
+                self.limits.layer_bytes,
+                "layer_bytes",
+            )?;
             ftruncate(&file, entry.size).map_err(failed("set the length of the file"))?;
         } else {
             loop {
@@ -212,15 +210,12 @@ impl Extractor<'_> {
         self.copied = self
             .copied
             .saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
-        if self.copied > self.limits.layer_bytes {
-            return Err(Error::Limit {
-                what: "what the layer's links copy from below",
-                found: self.copied,
-                unit: "bytes",
-                limit: self.limits.layer_bytes,
-                setting: "layer_bytes",
-            });
-        }
+        check_bytes(
+            "what the layer's links copy from below",
+            self.copied,
+            self.limits.layer_bytes,
+            "layer_bytes",
+        )?;
         let (parent, name) = split(path);
         let directory = match open_directory(self.root.as_fd(), parent) {
             Ok(fd) => {

@@ -9,6 +9,7 @@ use super::http::Request;
 use super::{Registry, parse, url};
 use crate::descriptor::null_as_default;
 use crate::error::{Error, Result};
+use crate::limits::check_bytes;
 use crate::reference::Reference;
 
 /// Pages of a list; a registry that has more goes round in circles.
@@ -97,15 +98,7 @@ impl Registry {
                 return Ok(None);
             };
             bytes += size;
-            if bytes > most {
-                return Err(Error::Limit {
-                    what: "a list",
-                    found: bytes,
-                    unit: "bytes",
-                    limit: most,
-                    setting: "document_bytes",
-                });
-            }
+            check_bytes("a list", bytes, most, "document_bytes")?;
             all.extend(items(page));
             if all.len() as u64 > limits.entries {
                 return Err(Error::Limit {
