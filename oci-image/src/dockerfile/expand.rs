@@ -1,5 +1,7 @@
 //! Words as a shell would expand them: quotes, escapes and variables with their modifiers.
 
+use super::glob::Glob;
+
 /// What is wrong with a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ExpandError(pub(super) String);
@@ -354,7 +356,7 @@ impl<'a> Scan<'a> {
                     Some(pattern) => (true, pattern),
                     None => (false, word.as_str()),
                 };
-                let pattern = Pattern::new(pattern, self.expander.escape);
+                let pattern = Glob::new(pattern, self.expander.escape);
                 let value: Vec<char> = value.unwrap_or_default().chars().collect();
                 if modifier == '#' {
                     pattern.without_prefix(&value, longest)
@@ -378,7 +380,7 @@ impl<'a> Scan<'a> {
             return Ok((!self.expander.raw).then(String::new));
         };
         let value: Vec<char> = value.chars().collect();
-        let pattern = Pattern::new(&pattern, self.expander.escape);
+        let pattern = Glob::new(&pattern, self.expander.escape);
         match pattern.replaced(&value, &replacement, all, self.left) {
             Some(text) => Ok(Some(text)),
             None => self.too_much(),
@@ -404,121 +406,6 @@ impl<'a> Scan<'a> {
             }
         }
         self.chars[start..self.at].iter().collect()
-    }
-}
-
-/// A pattern of a substitution: `*`, `?` and what stands for itself.
-struct Pattern(Vec<Piece>);
-
-#[derive(Clone, Copy, PartialEq)]
-enum Piece {
-    Any,
-    One,
-    Char(char),
-}
-
-impl Pattern {
-    fn new(text: &str, escape: char) -> Pattern {
-        let mut pieces = Vec::new();
-        let mut chars = text.chars();
-        while let Some(c) = chars.next() {
-            pieces.push(match c {
-                '*' => Piece::Any,
-                '?' => Piece::One,
-                c if c == escape => match chars.next() {
-                    Some(c) => Piece::Char(c),
-                    None => Piece::Char(escape),
-                },
-                c => Piece::Char(c),
-            });
-        }
-        Pattern(pieces)
-    }
-
-    /// The lengths of the beginnings of `value` that the pattern matches, one flag for each length.
-    fn lengths(&self, value: &[char]) -> Vec<bool> {
-        let mut reach = vec![false; value.len() + 1];
-        reach[0] = true;
-        for piece in &self.0 {
-            let mut next = vec![false; value.len() + 1];
-            match piece {
-                Piece::Any => {
-                    let mut seen = false;
-                    for (to, from) in next.iter_mut().zip(&reach) {
-                        seen |= *from;
-                        *to = seen;
-                    }
-                }
-                Piece::One | Piece::Char(_) => {
-                    for (at, c) in value.iter().enumerate() {
-                        next[at + 1] =
-                            reach[at] && (*piece == Piece::One || *piece == Piece::Char(*c));
-                    }
-                }
-            }
-            reach = next;
-        }
-        reach
-    }
-
-    fn without_prefix(&self, value: &[char], longest: bool) -> String {
-        let lengths = self.lengths(value);
-        let cut = if longest {
-            lengths.iter().rposition(|hit| *hit)
-        } else {
-            lengths.iter().position(|hit| *hit)
-        };
-        value[cut.unwrap_or(0)..].iter().collect()
-    }
-
-    fn without_suffix(&self, value: &[char], longest: bool) -> String {
-        let reversed = Pattern(self.0.iter().rev().copied().collect());
-        let backwards: Vec<char> = value.iter().rev().copied().collect();
-        reversed
-            .without_prefix(&backwards, longest)
-            .chars()
-            .rev()
-            .collect()
-    }
-
-    /// With the longest match at the first place, or at each, replaced; `None` if that makes more than `most` bytes.
-    fn replaced(
-        &self,
-        value: &[char],
-        replacement: &str,
-        all: bool,
-        most: usize,
-    ) -> Option<String> {
-        let mut text = String::new();
-        let mut at = 0;
-        let mut after_match = false;
-        let mut done = false;
-        while at <= value.len() {
-            let found = if done {
-                None
-            } else {
-                self.lengths(&value[at..]).iter().rposition(|hit| *hit)
-            };
-            match found {
-                Some(length) if length > 0 || !after_match => {
-                    if text.len() + replacement.len() > most {
-                        return None;
-                    }
-                    text.push_str(replacement);
-                    done = !all;
-                    if length > 0 {
-                        at += length;
-                        after_match = true;
-                        continue;
-                    }
-                }
-                _ => {}
-            }
-            after_match = false;
-            text.extend(value.get(at));
-            at += 1;
-        }
-        Some(text)
     }
 }
 
@@ -617,9 +504,6 @@ mod tests {
                 .text(&"$a".repeat(2 * MAX_TEXT / MAX_WORD + 1))
                 .is_err()
         );
-        // Each place could be replaced by something long.
-        let all = Pattern::new("x", '\\').replaced(&['x'; 1000], &long, true, MAX_WORD);
-        assert_eq!(all, None);
     }
 
     #[test]

@@ -50,6 +50,7 @@ mod directives;
 mod evaluate;
 mod expand;
 mod flags;
+mod glob;
 mod health;
 mod heredoc;
 mod ignore;
