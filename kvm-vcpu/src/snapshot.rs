@@ -177,7 +177,8 @@ impl Snapshot {
     /// # Errors
     ///
     /// [`Error::OtherCpu`] on a host whose CPU lacks something; [`Error::Region`] for a file that is too
-    /// short; [`Error::Snapshot`] for contents that make no sense; [`Error::Msr`] for a register that this host does not have; and those of making a machine.
+    /// short; [`Error::Snapshot`] for contents that make no sense; [`Error::Msr`] for a register that this
+    /// host does not have; and those of making a machine.
     pub fn restore(&self, kvm: &Kvm, memory: &File) -> Result<(Vm, Vec<Vcpu>)> {
         self.check_host(&kvm.supported_cpuid()?)?;
         let mut regions = Vec::new();
