@@ -31,6 +31,7 @@ impl Containerd {
         let log = fs::File::create(path("log")).unwrap();
         let daemon = Command::new("containerd")
             .args(["--config", &path("config.toml")])
+            .env("TMPDIR", directory.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -36,6 +36,8 @@ impl Docker {
             .args(["--cgroup-parent", &common::unique()])
             .args(["--add-runtime", &format!("cofferdam={OURS}")])
             .args(["--default-runtime", "cofferdam"])
+            // Where containerd writes its stacks before dockerd restarts a slow one.
+            .env("TMPDIR", directory.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
