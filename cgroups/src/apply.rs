@@ -1,6 +1,7 @@
 //! Applying limits all or nothing.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::rc::Rc;
 
 use rustix::io::Errno;
@@ -13,13 +14,15 @@ use crate::knob::Knob;
 use crate::limits::Limits;
 use crate::plan::{self, Setting, Step};
 use crate::procfs::Version;
+use crate::walk;
 
 impl Cgroup {
     /// Sets all of `limits`, or none: when one is refused, those before it are put back as they
     /// were. What `limits` leaves open stays as it is, so this also changes a live group.
     ///
     /// On v2 the controllers that are needed are enabled first, from the visible root down to
-    /// the parent.
+    /// the parent. When a limit is refused, a controller that was enabled for it is disabled
+    /// again, except where the parent has other groups by then: it may be what limits them.
     ///
     /// # Errors
     ///
@@ -49,7 +52,8 @@ impl Cgroup {
             steps
         } else {
             // What else was wrong still is. If nothing is to be enabled, another process may just
-            // have done it.
+            // be doing it.
+            self.await_enabled(needed)?;
             self.enable_journaled(needed, done)?;
             plan::steps(self, limits)?
         };
@@ -89,6 +93,23 @@ impl Cgroup {
             .map_err(|cause| done.undo(cause))
     }
 
+    /// Waits for the files of those of `needed` that another process is just enabling: the kernel
+    /// lists a controller before it makes its files, and a write that enables what is enabled
+    /// waits for the lock under which it does both.
+    fn await_enabled(&self, needed: Controllers) -> Result<()> {
+        let Some(dir) = self.unified() else {
+            return Ok(());
+        };
+        let listed = available(dir)?;
+        // Who may not write there cannot wait; what is missing is then taken to be lacking.
+        if let Ok(parent) = dir.open_below(Path::new("..")) {
+            for controller in needed.iter().filter(|&one| listed.contains(one)) {
+                let _ = enable_one(&parent, controller);
+            }
+        }
+        Ok(())
+    }
+
     fn enable_journaled(&self, needed: Controllers, done: &mut Journal<'_>) -> Result<()> {
         let Some(dir) = self.unified() else {
             return Ok(());
@@ -123,10 +144,11 @@ impl Cgroup {
             parents.push((parent, missing));
             missing = missing.difference(has);
         }
-        for (parent, controllers) in parents.into_iter().rev() {
+        for (number, (parent, controllers)) in parents.iter().enumerate().rev() {
+            let child = number.checked_sub(1).map_or(dir, |below| &parents[below].0);
             for controller in controllers.iter() {
-                enable_one(&parent, controller)?;
-                done.enabled(parent.try_clone()?, controller);
+                enable_one(parent, controller)?;
+                done.enabled(parent.try_clone()?, controller, child.inode()?);
             }
         }
         Ok(())
@@ -171,6 +193,17 @@ fn enable_one(parent: &Dir, controller: Controller) -> Result<()> {
         })
 }
 
+/// Disables a controller that was enabled for `child`, unless the parent has other groups:
+/// theirs would go with it, and their limits.
+fn disable_unless_shared(parent: &Dir, controller: Controller, child: u64) -> Result<()> {
+    let shared = walk::has_children_beside(parent.as_fd(), child)
+        .map_err(|errno| parent.error("list", "", errno))?;
+    if shared {
+        return Ok(());
+    }
+    parent.write("cgroup.subtree_control", &format!("-{controller}"))
+}
+
 /// What has been changed, and how to put it back.
 #[derive(Default)]
 pub(crate) struct Journal<'a> {
@@ -178,13 +211,22 @@ pub(crate) struct Journal<'a> {
 }
 
 enum Change<'a> {
-    Enabled(Dir, Controller),
+    Enabled {
+        parent: Dir,
+        controller: Controller,
+        /// The inode of the group that it was enabled for.
+        child: u64,
+    },
     Written(Rc<Setting<'a>>, String),
 }
 
 impl<'a> Journal<'a> {
-    fn enabled(&mut self, parent: Dir, controller: Controller) {
-        self.changes.push(Change::Enabled(parent, controller));
+    fn enabled(&mut self, parent: Dir, controller: Controller, child: u64) {
+        self.changes.push(Change::Enabled {
+            parent,
+            controller,
+            child,
+        });
     }
 
     fn written(&mut self, file: Rc<Setting<'a>>, previous: String) {
@@ -199,9 +241,11 @@ impl<'a> Journal<'a> {
             .into_iter()
             .rev()
             .filter_map(|change| match change {
-                Change::Enabled(parent, controller) => parent
-                    .write("cgroup.subtree_control", &format!("-{controller}"))
-                    .err(),
+                Change::Enabled {
+                    parent,
+                    controller,
+                    child,
+                } => disable_unless_shared(&parent, controller, child).err(),
                 Change::Written(file, previous) => write_value(file.fd.as_fd(), &previous)
                     .map_err(|errno| file.dir.error("write", &file.name, errno))
                     .err(),
@@ -463,6 +507,29 @@ mod tests {
             let writes = fail_each_write(&group, &parent, limits);
             assert!(writes >= 2, "only {writes} writes");
         }
+    }
+
+    #[test]
+    #[ignore = "needs lab"]
+    fn a_controller_that_others_may_use_stays_enabled() {
+        let hierarchy = Hierarchy::detect().expect("cgroups are mounted");
+        let name = format!("cofferdam-fault-shared-{}", std::process::id());
+        let parent = hierarchy.create(&name).expect("created").guard();
+        let group = parent.create("group").expect("created");
+        let limits = Limits::new().pids_max(9);
+        let fail_the_limit = || {
+            // The first write in the parent enables the controller.
+            fault::after(1);
+            let result = group.apply(&limits);
+            assert!(!fault::disarm(), "there was no second write");
+            result.expect_err("the second write failed");
+            available(group.unified().expect("v2")).expect("read")
+        };
+        parent.enable(Controller::Pids).expect("enabled");
+        assert!(fail_the_limit().is_empty());
+        let other = parent.create("other").expect("created");
+        assert!(fail_the_limit().contains(Controller::Pids));
+        other.apply(&limits).expect("nothing to enable");
     }
 
     #[test]

@@ -72,6 +72,12 @@ impl Dir {
         self.has("cgroup.procs")
     }
 
+    /// What tells this group from one that was later made under its name.
+    pub(crate) fn inode(&self) -> Result<u64> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(|errno| self.error("read", "", errno))?;
+        Ok(stat.st_ino)
+    }
+
     pub(crate) fn has(&self, name: &str) -> bool {
         rustix::fs::accessat(
             &self.fd,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use rustix::fs::{FileType, Mode, OFlags, openat};
+use rustix::fs::{DirEntry, FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -15,15 +15,27 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 
 /// The names of the groups directly below `dir`.
 pub(crate) fn children(dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
-            names.push(name.to_owned());
+    entries(dir)?
+        .map(|entry| Ok(entry?.file_name().to_owned()))
+        .collect()
+}
+
+/// Whether there are groups directly below `dir` other than that with the inode `child`.
+pub(crate) fn has_children_beside(dir: BorrowedFd<'_>, child: u64) -> Result<bool, Errno> {
+    for entry in entries(dir)? {
+        if entry?.ino() != child {
+            return Ok(true);
         }
     }
-    Ok(names)
+    Ok(false)
+}
+
+fn entries(dir: BorrowedFd<'_>) -> Result<impl Iterator<Item = Result<DirEntry, Errno>>, Errno> {
+    let is_group = |entry: &DirEntry| {
+        entry.file_type() == FileType::Directory && ![c".", c".."].contains(&entry.file_name())
+    };
+    let all = rustix::fs::Dir::read_from(dir)?;
+    Ok(all.filter(move |entry| entry.as_ref().map_or(true, is_group)))
 }
 
 pub(crate) fn to_path(name: CString) -> PathBuf {
