@@ -42,6 +42,7 @@ mod memory;
 mod mode;
 mod msrs;
 mod multiboot;
+mod pagemap;
 mod paging;
 mod protocol;
 mod region;

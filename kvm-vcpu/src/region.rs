@@ -155,6 +155,11 @@ impl Region {
         }
     }
 
+    /// Whether it is all zeros but for what was touched since it was mapped.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        matches!(self.backing, Backing::Anonymous | Backing::HugePages)
+    }
+
     /// Whether it still lacks the file that only a machine can make.
     pub(crate) fn wants_guest_memfd(&self) -> bool {
         matches!(self.backing, Backing::GuestMemfd(None))

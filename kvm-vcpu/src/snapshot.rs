@@ -10,6 +10,7 @@ use kvm_ioctls::Cap;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::{SnapshotProblem, ioctl};
+use crate::pagemap::PageMap;
 use crate::regs::bits;
 use crate::{
     CpuidTable, Error, GuestMemory, IrqChip, Kvm, Mode, PAGE_SIZE, Region, Result, Vcpu, Vm,
@@ -71,13 +72,15 @@ pub(crate) struct VcpuState {
 
 impl GuestMemory {
     /// Saves all regions, one after another, to a file, which is as long as the guest's memory. Pages
-    /// that are all zeros become holes.
+    /// that are all zeros become holes. Those that were never touched are not even read where `/proc`
+    /// is mounted.
     ///
     /// # Errors
     ///
     /// [`Error::MemoryFile`] when the file cannot be written.
     pub fn save(&self, file: &File) -> Result<()> {
         const CHUNK: usize = 256 << 10;
+        const ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
         let write = |source| Error::MemoryFile {
             operation: "write the guest's memory to a file",
             source,
@@ -86,21 +89,24 @@ impl GuestMemory {
         file.set_len(0).map_err(write)?;
         file.set_len(self.size()).map_err(write)?;
         let mut buffer = vec![0; CHUNK];
+        let page_map = PageMap::open();
         let mut offset = 0;
-        for region in self.regions() {
-            let mut done = 0;
-            while done < region.len() {
+        for (region, mapping) in self.mappings() {
+            for done in (0..region.len()).step_by(CHUNK) {
                 let len = (region.len() - done).min(CHUNK as u64) as usize;
+                let host = mapping.as_ptr().addr() + done as usize;
+                if region.is_anonymous() && !page_map.is_touched(host, len) {
+                    continue;
+                }
                 self.read(region.start() + done, &mut buffer[..len])?;
                 for (page, at) in buffer[..len].chunks(PAGE_SIZE as usize).zip(0u64..) {
-                    if page.iter().any(|b| *b != 0) {
-                        file.write_all_at(page, offset + at * PAGE_SIZE)
+                    if *page != ZEROS {
+                        file.write_all_at(page, offset + done + at * PAGE_SIZE)
                             .map_err(write)?;
                     }
                 }
-                done += len as u64;
-                offset += len as u64;
             }
+            offset += region.len();
         }
         Ok(())
     }

@@ -428,6 +428,32 @@ fn saved_memory_has_holes_where_there_is_nothing() {
 }
 
 #[test]
+fn memory_that_was_never_touched_is_not_read_to_be_saved() {
+    const PAGES: u64 = 1 << 14;
+    let faults = || -> u64 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        after_name
+            .split_whitespace()
+            .nth(7)
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    let memory = GuestMemory::new(&[Region::anonymous(0, PAGES * 0x1000)]).unwrap();
+    memory.write(0x100_5000, b"there").unwrap();
+    let file = memory_file();
+    let before = faults();
+    memory.save(&file).unwrap();
+    let during = faults() - before;
+    assert!(during < PAGES / 8, "{during} faults");
+    let back = GuestMemory::new(&[Region::file_private(0, PAGES * 0x1000, file, 0)]).unwrap();
+    let mut bytes = [0; 5];
+    back.read(0x100_5000, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"there");
+}
+
+#[test]
 #[ignore = "needs kvm"]
 fn what_changed_brings_a_saved_memory_up_to_date() {
     use std::io::Read;
