@@ -56,16 +56,20 @@ impl PortIn {
     /// Answers with a value for each read.
     pub fn reply(&self, value: u32) -> Reply {
         let one = &value.to_le_bytes()[..usize::from(self.size).min(4)];
-        self.reply_bytes(&one.repeat(self.count as usize))
+        self.reply_data(Data::repeat(one, self.count as usize))
     }
 
     /// Answers with these bytes, as many as [`PortIn::len`].
     pub fn reply_bytes(&self, bytes: &[u8]) -> Reply {
+        self.reply_data(Data::new(bytes))
+    }
+
+    fn reply_data(&self, data: Data) -> Reply {
         Reply {
             token: self.token,
             expected: self.len(),
             place: Place::Page(self.offset),
-            data: Data::new(bytes),
+            data,
         }
     }
 }

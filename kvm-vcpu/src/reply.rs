@@ -45,16 +45,11 @@ pub(crate) fn default_reply(exit: &Exit) -> Option<Reply> {
     match exit {
         Exit::PortIn(read) => {
             let len = read.len().min(crate::PAGE_SIZE as usize);
-            let ones = if len <= 8 {
-                Data::Few([0xff; 8], len as u8)
-            } else {
-                Data::Many(vec![0xff; len].into())
-            };
             Some(Reply {
                 token: read.token,
                 expected: len,
                 place: Place::Page(read.offset),
-                data: ones,
+                data: Data::repeat(&[0xff], len),
             })
         }
         Exit::MmioRead(read) => Some(read.reply(u64::MAX)),
@@ -72,23 +67,32 @@ pub(crate) enum Place {
     Page(usize),
 }
 
-/// Bytes that need no allocation as long as they are few.
+/// Bytes that need no allocation as long as they are few, as those of a single access are.
 #[derive(Debug, Clone)]
 pub(crate) enum Data {
-    Few([u8; 8], u8),
+    Few([u8; Self::FEW], u8),
     Many(Box<[u8]>),
 }
 
 impl Data {
+    /// As many as the answer to a read of a model-specific register has.
+    const FEW: usize = MSR_DATA + 8;
+
     pub(crate) fn new(bytes: &[u8]) -> Self {
-        let mut few = [0; 8];
-        match u8::try_from(bytes.len()) {
-            Ok(len) if len <= 8 => {
-                few[..bytes.len()].copy_from_slice(bytes);
-                Self::Few(few, len)
-            }
-            _ => Self::Many(bytes.into()),
+        Self::repeat(bytes, 1)
+    }
+
+    /// These bytes so many times.
+    pub(crate) fn repeat(bytes: &[u8], count: usize) -> Self {
+        let len = bytes.len().saturating_mul(count);
+        if len > Self::FEW {
+            return Self::Many(bytes.repeat(count).into());
         }
+        let mut few = [0; Self::FEW];
+        for (to, from) in few.iter_mut().zip(bytes.iter().cycle().take(len)) {
+            *to = *from;
+        }
+        Self::Few(few, len as u8)
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
@@ -106,3 +110,41 @@ impl PartialEq for Data {
 }
 
 impl Eq for Data {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MmioRead, MsrRead, MsrReason, PortIn};
+
+    #[test]
+    fn answers_to_single_accesses_are_not_allocated() {
+        let port = |size, count| PortIn {
+            port: 0x60,
+            size,
+            count,
+            token: 0,
+            offset: 0,
+        };
+        let memory = MmioRead {
+            address: 0,
+            size: 8,
+            token: 0,
+        };
+        let register = MsrRead {
+            index: 1,
+            reason: MsrReason::Unknown,
+            raw_reason: 2,
+            token: 0,
+        };
+        for reply in [
+            port(4, 1).reply(1),
+            memory.reply(1),
+            register.reply(1),
+            register.refuse(),
+        ] {
+            assert!(matches!(reply.data, Data::Few(..)), "{reply:?}");
+        }
+        assert_eq!(port(2, 3).reply(0x0201).data(), [1, 2, 1, 2, 1, 2]);
+        assert_eq!(port(2, 300).reply(0x0201).data(), [1, 2].repeat(300));
+    }
+}
