@@ -3,10 +3,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, MS};
 use vm_memory::{
     AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
 use crate::error::{RegionList, RegionProblem};
@@ -27,6 +27,9 @@ pub type HostLog = Option<AtomicBitmap>;
 pub type VmMemory = GuestMemoryMmap<HostLog>;
 
 pub(crate) type Mapping = MmapRegion<HostLog>;
+
+/// A part of the memory, whose writes are logged.
+type Slice<'a> = VolatileSlice<'a, MS<'a, VmMemory>>;
 
 /// The memory of a virtual machine.
 ///
@@ -139,12 +142,7 @@ impl GuestMemory {
     /// pages, or the region is a file whose content would be lost, or the kernel refuses.
     #[doc(alias = "MADV_DONTNEED")]
     pub fn discard(&self, address: u64, len: u64) -> Result<()> {
-        let outside = || self.out_of_bounds(address, len as usize);
-        let end = address.checked_add(len).ok_or_else(outside)?;
-        let (region, mapping) = self
-            .mappings()
-            .find(|(r, _)| r.start() <= address && end <= r.start() + r.len())
-            .ok_or_else(outside)?;
+        let (region, mapping) = self.region_of(address, len)?;
         let failed = |source| Error::Ioctl {
             operation: "madvise (giving pages of guest memory back to the host)",
             source,
@@ -154,6 +152,88 @@ impl GuestMemory {
             .ok_or_else(|| failed(io::ErrorKind::Unsupported.into()))?;
         let offset = (address - region.start()) as usize;
         sys::discard(&mapping, offset, len as usize, shared).map_err(failed)
+    }
+
+    /// Says that the host should keep these bytes in huge pages where it can: they are about to be used
+    /// all. Touching them takes less time then, on the host's side and on the guest's.
+    ///
+    /// It is advice: a host without transparent huge pages goes on without.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] when no single region has the range.
+    #[doc(alias = "MADV_HUGEPAGE")]
+    pub fn prefer_huge_pages(&self, address: u64, len: u64) -> Result<()> {
+        let (region, mapping) = self.region_of(address, len)?;
+        // madvise(2) wants whole pages, and a region is made of them.
+        let offset = address - region.start();
+        let start = offset / PAGE_SIZE * PAGE_SIZE;
+        let end = (offset + len).next_multiple_of(PAGE_SIZE);
+        // A kernel without them refuses.
+        let _ = sys::prefer_huge_pages(&mapping, start as usize, (end - start) as usize);
+        Ok(())
+    }
+
+    /// Reads from a file at an offset into ranges of guest memory (address and length), one after
+    /// another, with one system call and without a copy in between; says how many bytes it read. There
+    /// may be fewer than there is room for, as for any read: 0 at the file's end, and no more than fit
+    /// into the first 1024 ranges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] when the guest lacks any of these addresses; nothing is read then.
+    /// [`Error::Ioctl`] when the file cannot be read.
+    #[doc(alias = "preadv")]
+    pub fn read_from(
+        &self,
+        file: impl AsFd,
+        offset: u64,
+        ranges: &[(u64, usize)],
+    ) -> Result<usize> {
+        let failed = |source| Error::Ioctl {
+            operation: "preadv (reading a file into guest memory)",
+            source,
+        };
+        let offset = i64::try_from(offset).map_err(|e| failed(io::Error::other(e)))?;
+        sys::read_at(file.as_fd(), offset, &self.slices(ranges)?).map_err(failed)
+    }
+
+    /// Writes ranges of guest memory (address and length) to a file at an offset, as
+    /// [`GuestMemory::read_from`] reads them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] when the guest lacks any of these addresses; nothing is written then.
+    /// [`Error::Ioctl`] when the file cannot be written.
+    #[doc(alias = "pwritev")]
+    pub fn write_to(&self, file: impl AsFd, offset: u64, ranges: &[(u64, usize)]) -> Result<usize> {
+        let failed = |source| Error::Ioctl {
+            operation: "pwritev (writing guest memory to a file)",
+            source,
+        };
+        let offset = i64::try_from(offset).map_err(|e| failed(io::Error::other(e)))?;
+        sys::write_at(file.as_fd(), offset, &self.slices(ranges)?).map_err(failed)
+    }
+
+    /// The host's side of these ranges, each of which may lie in more than one region.
+    fn slices(&self, ranges: &[(u64, usize)]) -> Result<Vec<Slice<'_>>> {
+        let mut slices = Vec::with_capacity(ranges.len());
+        for &(address, len) in ranges {
+            let start = self.check(address, len)?;
+            for slice in GuestMemoryBackend::get_slices(&*self.map, start, len) {
+                slices.push(slice.map_err(|_| self.out_of_bounds(address, len))?);
+            }
+        }
+        Ok(slices)
+    }
+
+    /// The single region that has a range.
+    fn region_of(&self, address: u64, len: u64) -> Result<(&Region, Arc<Mapping>)> {
+        let outside = || self.out_of_bounds(address, len as usize);
+        let end = address.checked_add(len).ok_or_else(outside)?;
+        self.mappings()
+            .find(|(r, _)| r.start() <= address && end <= r.start() + r.len())
+            .ok_or_else(outside)
     }
 
     /// Each region with its mapping.
@@ -314,6 +394,9 @@ impl GuestMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt as _;
+    use vm_memory::bitmap::Bitmap as _;
 
     fn problem(regions: &[Region]) -> RegionProblem {
         match GuestMemory::new(regions) {
@@ -360,6 +443,66 @@ mod tests {
             m.store(0x1000, 0u64, AT),
             Err(Error::OutOfBounds { .. })
         ));
+    }
+
+    #[test]
+    fn files_are_read_and_written_where_they_are_asked() {
+        let m = GuestMemory::new(&[
+            Region::anonymous(0, 0x1000).log_dirty(),
+            Region::anonymous(0x1000, 0x3000).log_dirty(),
+        ])
+        .unwrap();
+        let memfd = rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC);
+        let file = File::from(memfd.unwrap());
+        file.write_all_at(b"0123456789", 0).unwrap();
+        // Over the end of a region, in an order of its own, and no further than the file goes.
+        let ranges = [(0xffe, 4), (0x2000, 0), (0x2004, 100)];
+        assert_eq!(m.read_from(&file, 1, &ranges).unwrap(), 9);
+        assert_eq!(m.read_value::<u32>(0xffe).unwrap().to_le_bytes(), *b"1234");
+        let mut rest = [0; 6];
+        m.read(0x2004, &mut rest).unwrap();
+        assert_eq!(&rest, b"56789\0");
+        assert_eq!(m.read_from(&file, 10, &[(0, 1)]).unwrap(), 0);
+        // What the kernel wrote is in the log, and no more.
+        let dirty = |at: u64| {
+            let region = m.map.find_region(GuestAddress(at)).unwrap();
+            let offset = (at - region.start_addr().0) as usize;
+            region.bitmap().dirty_at(offset)
+        };
+        assert_eq!(
+            [0, 0x1000, 0x2000, 0x3000].map(dirty),
+            [true, true, true, false]
+        );
+        assert_eq!(
+            m.write_to(&file, 12, &[(0x2004, 2), (0xffe, 2)]).unwrap(),
+            4
+        );
+        let mut all = [0; 16];
+        file.read_exact_at(&mut all, 0).unwrap();
+        assert_eq!(&all, b"0123456789\0\x005612");
+        for bad in [(0x3fff, 2), (u64::MAX, 1)] {
+            let ranges = [(0, 1), bad];
+            assert!(matches!(
+                m.read_from(&file, 0, &ranges),
+                Err(Error::OutOfBounds { .. })
+            ));
+            assert!(m.write_to(&file, 0, &ranges).is_err());
+        }
+        assert!(m.read_from(&file, u64::MAX, &[(0, 1)]).is_err());
+        // More ranges than the kernel takes at once.
+        let many = vec![(0, 1); 2000];
+        assert_eq!(m.write_to(&file, 0, &many).unwrap(), 1024);
+    }
+
+    #[test]
+    fn memory_in_huge_pages_is_the_same_memory() {
+        let m = GuestMemory::new(&[Region::anonymous(0, 8 << 20)]).unwrap();
+        m.write_value(0x123, 7u8).unwrap();
+        m.prefer_huge_pages(0x100, 6 << 20).unwrap();
+        m.write_value(5 << 20, 8u8).unwrap();
+        assert_eq!(m.read_value::<u8>(0x123).unwrap(), 7);
+        assert_eq!(m.read_value::<u8>(5 << 20).unwrap(), 8);
+        assert!(m.prefer_huge_pages(7 << 20, 2 << 20).is_err());
     }
 
     #[test]

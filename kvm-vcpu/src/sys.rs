@@ -18,6 +18,8 @@ use kvm_bindings::{
     kvm_userspace_memory_region2, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
 
 pub(crate) use ring::{DirtyRing, ENTRY as RING_ENTRY, reset_dirty_rings};
 pub(crate) use run::{EXIT_UNION, RunPage};
@@ -367,6 +369,70 @@ pub(crate) fn discard(
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Says that a part of a mapping is better kept in huge pages: `MADV_HUGEPAGE`.
+pub(crate) fn prefer_huge_pages(mapping: &Mapping, offset: usize, len: usize) -> io::Result<()> {
+    if offset
+        .checked_add(len)
+        .is_none_or(|end| end > mapping.size())
+    {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let from = mapping.as_ptr().wrapping_add(offset).cast();
+    // SAFETY: the range lies in a live mapping, as was just checked, whose content stays the same.
+    done(unsafe { libc::madvise(from, len, libc::MADV_HUGEPAGE) })
+}
+
+/// Reads from a file at an offset into guest memory: `preadv(2)`.
+pub(crate) fn read_at<B: BitmapSlice>(
+    file: BorrowedFd<'_>,
+    offset: i64,
+    slices: &[VolatileSlice<'_, B>],
+) -> io::Result<usize> {
+    // SAFETY: these are so many buffers of guest memory, which lives as long as `slices`, and is only
+    // ever accessed as volatile bytes, so that the kernel may write it.
+    let done = vectored(slices, |buffers, count| unsafe {
+        libc::preadv(file.as_raw_fd(), buffers, count, offset)
+    })?;
+    let mut left = done;
+    for slice in slices {
+        let here = left.min(slice.len());
+        slice.bitmap().mark_dirty(0, here);
+        left -= here;
+    }
+    Ok(done)
+}
+
+/// Writes guest memory to a file at an offset: `pwritev(2)`.
+pub(crate) fn write_at<B: BitmapSlice>(
+    file: BorrowedFd<'_>,
+    offset: i64,
+    slices: &[VolatileSlice<'_, B>],
+) -> io::Result<usize> {
+    // SAFETY: as in `read_at`; the kernel only reads from the buffers.
+    vectored(slices, |buffers, count| unsafe {
+        libc::pwritev(file.as_raw_fd(), buffers, count, offset)
+    })
+}
+
+/// Gives a system call as many of these slices as the kernel takes at once.
+fn vectored<B: BitmapSlice>(
+    slices: &[VolatileSlice<'_, B>],
+    call: impl FnOnce(*const libc::iovec, libc::c_int) -> libc::ssize_t,
+) -> io::Result<usize> {
+    const IOV_MAX: libc::c_int = 1024;
+    let (mut count, mut buffers) = (0, Vec::with_capacity(slices.len()));
+    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    for guard in guards.iter().take(IOV_MAX as usize) {
+        buffers.push(libc::iovec {
+            iov_base: guard.as_ptr().cast(),
+            iov_len: guard.len(),
+        });
+        count += 1;
+    }
+    let done = call(buffers.as_ptr(), count);
+    usize::try_from(done).map_err(|_| io::Error::last_os_error())
 }
 
 /// A vCPU's descriptor and its run pages.
