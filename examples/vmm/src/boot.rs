@@ -85,6 +85,7 @@ pub(crate) fn put_ramdisk(
             len,
             room: top.saturating_sub(kernel_end.max(HIGH_START)),
         })?;
+    memory.prefer_huge_pages(start, len)?;
     let count = usize::try_from(len).unwrap_or(usize::MAX);
     memory
         .as_vm_memory()

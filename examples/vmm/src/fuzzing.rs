@@ -6,10 +6,11 @@ use std::sync::LazyLock;
 use kvm_vcpu::{GuestMemory, Region};
 
 use crate::config::{Machine, Mode};
+use crate::control;
+use crate::image::{self, Image};
 use crate::serial::Serial;
 use crate::snapshot::Description;
 use crate::virtio::mock::{MEMORY, Mock, SIZE, Step, any_device};
-use crate::{control, image};
 
 /// Bytes that become numbers.
 struct Input<'a>(&'a [u8]);
@@ -123,7 +124,7 @@ pub fn kernel(bytes: &[u8]) {
     let mode = image::mode(modes[usize::from(*choice) % modes.len()], image);
     let _ = crate::boot::linux::version(image);
     if let Ok(machine) = Machine::parse(r#"{"kernel": "k", "command_line": "console=ttyS0"}"#)
-        && let Ok(entry) = image::load(&machine, image, mode, None, &GUEST)
+        && let Ok(entry) = image::load(&machine, &Image::whole(image), mode, None, &GUEST)
     {
         assert!(!format!("{entry:?}").is_empty());
     }

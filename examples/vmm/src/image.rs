@@ -18,8 +18,54 @@ const REAL_LOAD: u16 = 0x7c00;
 /// Where a flat guest is loaded otherwise: just above what a PC's firmware uses.
 const FLAT_LOAD: u64 = 0x10_0000;
 
+/// A guest's file: all of it, or of a bzImage no more than has to be looked at.
+pub(crate) struct Image {
+    pub(crate) bytes: Vec<u8>,
+    /// Where the rest is, and how long it is.
+    rest: Option<(File, u64)>,
+}
+
+impl Image {
+    /// A file that is in memory.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn whole(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.to_owned(),
+            rest: None,
+        }
+    }
+
+    /// The file's length.
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes.len() as u64 + self.rest.as_ref().map_or(0, |(_, len)| *len)
+    }
+
+    /// Puts the file from this place on into the guest's memory; what was not read comes straight from
+    /// the file.
+    pub(crate) fn put(&self, from: usize, memory: &GuestMemory, at: u64) -> kvm_vcpu::Result<()> {
+        let here = self.bytes.get(from..).unwrap_or_default();
+        memory.write(at, here)?;
+        let Some((file, len)) = &self.rest else {
+            return Ok(());
+        };
+        let (mut offset, mut at, mut left) =
+            (self.bytes.len() as u64, at + here.len() as u64, *len);
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX);
+            // One that was cut short meanwhile will not boot.
+            let done = memory.read_from(file, offset, &[(at, want)])? as u64;
+            if done == 0 {
+                break;
+            }
+            (offset, at, left) = (offset + done, at + done, left - done);
+        }
+        Ok(())
+    }
+}
+
 /// Reads a guest's file, but never more than the guest's memory could hold.
-pub(crate) fn read(path: &Path, file: &File, memory_mib: u64) -> Result<Vec<u8>, Error> {
+pub(crate) fn read(machine: &Machine, file: File) -> Result<Image, Error> {
+    let path = &machine.kernel;
     let error = |source| Error::ReadKernel {
         path: path.to_owned(),
         source,
@@ -27,23 +73,38 @@ pub(crate) fn read(path: &Path, file: &File, memory_mib: u64) -> Result<Vec<u8>,
     let too_big = |size| Error::KernelTooBig {
         path: path.to_owned(),
         size,
-        memory: memory_mib,
+        memory: machine.memory_mib,
     };
-    let limit = memory_mib << 20;
+    let limit = machine.memory_mib << 20;
     // An ELF file may be larger than what it loads, by symbols and debug information.
     let limit = limit.saturating_mul(16).max(64 << 20);
-    let size = file.metadata().map_err(error)?.len();
+    let metadata = file.metadata().map_err(error)?;
+    let size = metadata.len();
     if size > limit {
         return Err(too_big(size));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(error)?;
+    let mut bytes = Vec::new();
+    let mut start = (&file).take(linux::LONGEST_SETUP);
+    start.read_to_end(&mut bytes).map_err(error)?;
+    let may_be_linux = matches!(machine.mode, Mode::Auto | Mode::Linux) && metadata.is_file();
+    if may_be_linux && linux::is_bzimage(&bytes) {
+        let left = size.saturating_sub(bytes.len() as u64);
+        return Ok(Image {
+            bytes,
+            rest: Some((file, left)),
+        });
+    }
+    bytes.reserve_exact(
+        usize::try_from(size)
+            .unwrap_or(0)
+            .saturating_sub(bytes.len()),
+    );
+    let left = limit + 1 - bytes.len() as u64;
+    file.take(left).read_to_end(&mut bytes).map_err(error)?;
     if bytes.len() as u64 > limit {
         return Err(too_big(bytes.len() as u64));
     }
-    Ok(bytes)
+    Ok(Image { bytes, rest: None })
 }
 
 /// How a guest is started: what the file is, unless the machine says it.
@@ -67,19 +128,19 @@ pub(crate) fn is_kernel(mode: Mode) -> bool {
 /// Puts a guest into memory and says how its first CPU starts.
 pub(crate) fn load(
     machine: &Machine,
-    bytes: &[u8],
+    image: &Image,
     mode: Mode,
     initrd: Option<&mut File>,
     memory: &GuestMemory,
 ) -> Result<Entry, Error> {
-    let path = &machine.kernel;
+    let (path, bytes) = (&machine.kernel, image.bytes.as_slice());
     let line = &machine.command_line;
     let initrd = machine.initrd.as_deref().zip(initrd);
     match mode {
         Mode::Linux if bytes.starts_with(b"\x7fELF") => {
             linux::load_vmlinux(path, bytes, initrd, line, memory)
         }
-        Mode::Linux => linux::load(path, bytes, initrd, line, memory),
+        Mode::Linux => linux::load(path, image, initrd, line, memory),
         Mode::Pvh => pvh::load(path, bytes, initrd, line, memory),
         Mode::Multiboot => multiboot::load(path, bytes, initrd, line, memory),
         _ => load_bare(path, bytes, mode, memory).map(Entry::new),

@@ -76,16 +76,16 @@ impl Assembled {
         let kernel = files.kernel.take().ok_or_else(|| Error::Machine {
             what: "it has no kernel".to_owned(),
         })?;
-        let bytes = image::read(&machine.kernel, &kernel, machine.memory_mib)?;
-        let mode = image::mode(machine.mode, &bytes);
+        let image = image::read(&machine, kernel)?;
+        let mode = image::mode(machine.mode, &image.bytes);
         let kvm = Kvm::open()?;
         let whole = image::is_kernel(mode);
         let vm = kvm.create_vm(&layout::regions(
             machine.memory_mib << 20,
             machine.log_changes,
         ))?;
-        let entry = image::load(&machine, &bytes, mode, files.initrd.as_mut(), vm.memory())?;
-        drop(bytes);
+        let entry = image::load(&machine, &image, mode, files.initrd.as_mut(), vm.memory())?;
+        drop(image);
         if !whole {
             let vcpu = first_cpu(&vm, &entry)?;
             return Ok(Self {
@@ -427,8 +427,8 @@ pub(crate) fn devices(
         devices.push(Box::new(Balloon::new(vm.memory().clone())));
     }
     let transport = |device| {
-        let memory = vm.memory().as_vm_memory().clone();
-        let transport = Transport::new(device, memory).map_err(host("make a virtio device"))?;
+        let transport =
+            Transport::new(device, vm.memory().clone()).map_err(host("make a virtio device"))?;
         Ok(Arc::new(Mutex::new(transport)))
     };
     devices.into_iter().map(transport).collect()

@@ -10,6 +10,7 @@ use kvm_vcpu::{GuestMemory, Mode, PageTables, load_elf64};
 
 use super::{Entry, put_command_line, put_ramdisk};
 use crate::error::Error;
+use crate::image::Image;
 use crate::layout::{self, BOOT_PARAMETERS, COMMAND_LINE, HIGH_START, HOLE, PAGE_TABLES};
 
 /// Offsets in the boot sector and, as the header is copied, in the boot parameters.
@@ -44,6 +45,9 @@ const LOADED_HIGH: u8 = 1;
 const LOADER: u8 = 0xff;
 /// The 64-bit entry is so far into the kernel.
 const ENTRY: u64 = 0x200;
+
+/// The longest that a boot sector and setup code can be, and the beginning of the kernel.
+pub(crate) const LONGEST_SETUP: u64 = 257 * 512;
 
 /// Whether a file is a Linux kernel of this kind.
 pub(crate) fn is_bzimage(image: &[u8]) -> bool {
@@ -145,24 +149,26 @@ impl Header {
 /// Loads a bzImage with all that it is told, for the 64-bit entry.
 pub(crate) fn load(
     path: &Path,
-    image: &[u8],
+    image: &Image,
     initrd: Option<(&Path, &mut File)>,
     command_line: &str,
     memory: &GuestMemory,
 ) -> Result<Entry, Error> {
-    let header = Header::parse(image).map_err(|problem| Error::NotBootable {
+    let header = Header::parse(&image.bytes).map_err(|problem| Error::NotBootable {
         path: path.to_owned(),
         problem,
     })?;
-    let kernel = &image[header.kernel_at..];
+    let len = image.len() - header.kernel_at as u64;
     let (at, end) = header
-        .place(kernel.len() as u64, memory.size().min(HOLE.start))
+        .place(len, memory.size().min(HOLE.start))
         .ok_or_else(|| Error::KernelTooBig {
             path: path.to_owned(),
-            size: header.init_size.max(kernel.len() as u64),
+            size: header.init_size.max(len),
             memory: memory.size() >> 20,
         })?;
-    memory.write(at, kernel)?;
+    // All of it will be used: the kernel unpacks itself there.
+    memory.prefer_huge_pages(at, end - at)?;
+    image.put(header.kernel_at, memory, at)?;
     start(&header, at, end, at + ENTRY, initrd, command_line, memory)
 }
 
@@ -291,7 +297,14 @@ mod tests {
         std::io::Write::write_all(&mut file, b"initrd").unwrap();
         std::io::Seek::rewind(&mut file).unwrap();
         let initrd = Some((Path::new("i"), &mut file));
-        let entry = load(Path::new("k"), &sample(), initrd, "a=b", &memory).unwrap();
+        let entry = load(
+            Path::new("k"),
+            &Image::whole(&sample()),
+            initrd,
+            "a=b",
+            &memory,
+        )
+        .unwrap();
         let number = |at: usize| {
             memory
                 .read_value::<u32>(BOOT_PARAMETERS + at as u64)
@@ -313,11 +326,11 @@ mod tests {
         assert_eq!(&bytes[..4], b"a=b\0");
         // A smaller machine: lower down, and then not at all.
         let memory = GuestMemory::new(&layout::regions(8 << 20, false)).unwrap();
-        load(Path::new("k"), &sample(), None, "", &memory).unwrap();
+        load(Path::new("k"), &Image::whole(&sample()), None, "", &memory).unwrap();
         let at = BOOT_PARAMETERS + field::CODE32_START as u64;
         assert_eq!(memory.read_value::<u32>(at).unwrap(), 0x20_0000);
         let memory = GuestMemory::new(&layout::regions(4 << 20, false)).unwrap();
-        let error = load(Path::new("k"), &sample(), None, "", &memory).unwrap_err();
+        let error = load(Path::new("k"), &Image::whole(&sample()), None, "", &memory).unwrap_err();
         assert!(matches!(error, Error::KernelTooBig { .. }), "{error}");
     }
 

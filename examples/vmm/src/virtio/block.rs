@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -33,7 +34,9 @@ const S_UNSUPP: u8 = 2;
 /// The most ranges in a discard, and sectors in a range.
 const DISCARD_RANGES: usize = 16;
 const DISCARD_SECTORS: u32 = u32::MAX / 512;
-const SEGMENTS: u32 = 126;
+/// Buffers in a request, which the driver puts into one chain with its header and status.
+const SEGMENTS: u32 = QUEUE as u32 - 2;
+const QUEUE: u16 = 256;
 
 pub(crate) struct Block {
     file: File,
@@ -119,25 +122,23 @@ impl Block {
         }
     }
 
-    /// Goes to a sector, if so many bytes from there are on the disk.
-    fn seek(&mut self, sector: u64, bytes: usize) -> io::Result<()> {
+    /// Where a sector is, if so many bytes from there are on the disk.
+    fn place(&self, sector: u64, bytes: usize) -> io::Result<u64> {
         let bytes = bytes as u64;
         let end = sector.checked_add(bytes / SECTOR);
         if !bytes.is_multiple_of(SECTOR) || end.is_none_or(|end| end > self.sectors) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.file.seek(SeekFrom::Start(sector * SECTOR))?;
-        Ok(())
+        Ok(sector * SECTOR)
     }
 
     fn read(&mut self, chain: &mut Chain<'_>, sector: u64) -> io::Result<()> {
         let len = chain.room();
-        self.seek(sector, len)?;
-        let mut left = len;
-        while left > 0 {
-            match chain.read_from(&mut self.file, left)? {
+        let mut at = self.place(sector, len)?;
+        while chain.room() > 0 {
+            match chain.read_at(&self.file, at)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => left -= n,
+                n => at += n as u64,
             }
         }
         self.counts.reads += 1;
@@ -147,12 +148,11 @@ impl Block {
 
     fn write(&mut self, chain: &mut Chain<'_>, sector: u64) -> io::Result<()> {
         let len = chain.to_read();
-        self.seek(sector, len)?;
-        let mut left = len;
-        while left > 0 {
-            match chain.write_to(&mut self.file, left)? {
+        let mut at = self.place(sector, len)?;
+        while chain.to_read() > 0 {
+            match chain.write_at(&self.file, at)? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
-                n => left -= n,
+                n => at += n as u64,
             }
         }
         self.counts.writes += 1;
@@ -208,16 +208,15 @@ impl Block {
         Ok(())
     }
 
-    fn write_zeros(&mut self, sector: u64, sectors: u64) -> io::Result<()> {
-        use io::Write as _;
-        self.file.seek(SeekFrom::Start(sector * SECTOR))?;
+    fn write_zeros(&self, sector: u64, sectors: u64) -> io::Result<()> {
         let zeros = vec![0; 1 << 20];
-        let mut left = sectors * SECTOR;
+        let (mut at, mut left) = (sector * SECTOR, sectors * SECTOR);
         while left > 0 {
             let len = usize::try_from(left)
                 .unwrap_or(zeros.len())
                 .min(zeros.len());
-            self.file.write_all(&zeros[..len])?;
+            self.file.write_all_at(&zeros[..len], at)?;
+            at += len as u64;
             left -= len as u64;
         }
         Ok(())
@@ -230,7 +229,7 @@ impl Device for Block {
     }
 
     fn queues(&self) -> &'static [u16] {
-        &[256]
+        &[QUEUE]
     }
 
     fn features(&self) -> u64 {
@@ -287,7 +286,13 @@ impl Device for Block {
     }
 
     fn calls(&self) -> &'static [i64] {
-        &[call::LSEEK, call::FDATASYNC, call::FALLOCATE]
+        &[
+            call::PREADV,
+            call::PWRITEV,
+            call::PWRITE64,
+            call::FDATASYNC,
+            call::FALLOCATE,
+        ]
     }
 
     fn metrics(&self) -> serde_json::Value {

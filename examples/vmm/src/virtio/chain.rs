@@ -3,12 +3,11 @@
 //! Everything about it is the driver's choice. It is walked once, checked as it is walked, and what
 //! was checked is what is used.
 
+use std::fs::File;
 use std::io;
 
-use kvm_vcpu::VmMemory;
-use kvm_vcpu::vm_memory::{
-    Bytes as _, GuestAddress, GuestMemoryBackend as _, ReadVolatile, WriteVolatile,
-};
+use kvm_vcpu::vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, WriteVolatile};
+use kvm_vcpu::{GuestMemory, VmMemory};
 use virtio_queue::DescriptorChain;
 
 /// The most buffers in a chain. Linux sends up to 130.
@@ -60,18 +59,35 @@ impl Buffers {
         }
         Ok(total)
     }
+
+    /// The pieces that are left, by address and length.
+    fn pieces(&self) -> Vec<(u64, usize)> {
+        let mut used = self.used;
+        let rest = self.ranges[self.next..].iter();
+        rest.map(|(at, len)| {
+            let used = std::mem::take(&mut used);
+            (at.0 + used as u64, len - used)
+        })
+        .collect()
+    }
+
+    /// Goes on after so many bytes.
+    fn advance(&mut self, bytes: usize) -> io::Result<usize> {
+        self.each(bytes, |_, len| Ok(len))
+    }
 }
 
 /// A chain that the driver made.
 pub(crate) struct Chain<'m> {
-    memory: &'m VmMemory,
+    memory: &'m GuestMemory,
     readable: Buffers,
     writable: Buffers,
 }
 
 impl<'m> Chain<'m> {
     /// Walks a chain; `None` when it is not one that the specification allows.
-    pub(crate) fn new(memory: &'m VmMemory, chain: DescriptorChain<&VmMemory>) -> Option<Self> {
+    pub(crate) fn new(memory: &'m GuestMemory, chain: DescriptorChain<&VmMemory>) -> Option<Self> {
+        let map = memory.as_vm_memory();
         let mut this = Self {
             memory,
             readable: Buffers::default(),
@@ -82,7 +98,7 @@ impl<'m> Chain<'m> {
             count += 1;
             bytes += u64::from(descriptor.len());
             let (at, len) = (descriptor.addr(), descriptor.len() as usize);
-            if count > MAX_BUFFERS || bytes > MAX_BYTES || !memory.check_range(at, len) {
+            if count > MAX_BUFFERS || bytes > MAX_BYTES || !map.check_range(at, len) {
                 return None;
             }
             if descriptor.is_write_only() {
@@ -125,7 +141,7 @@ impl<'m> Chain<'m> {
     /// Reads up to as many bytes as `out` has.
     pub(crate) fn read(&mut self, out: &mut [u8]) -> usize {
         let mut at = 0;
-        let memory = self.memory;
+        let memory = self.memory.as_vm_memory();
         self.readable
             .each(out.len(), |address, len| {
                 memory
@@ -146,7 +162,7 @@ impl<'m> Chain<'m> {
     /// Writes as many of the bytes as there is room for.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> usize {
         let mut at = 0;
-        let memory = self.memory;
+        let memory = self.memory.as_vm_memory();
         self.writable
             .each(bytes.len(), |address, len| {
                 memory
@@ -164,26 +180,26 @@ impl<'m> Chain<'m> {
         file: &mut impl WriteVolatile,
         len: usize,
     ) -> io::Result<usize> {
-        let memory = self.memory;
+        let memory = self.memory.as_vm_memory();
         self.readable.each(len, |address, len| {
             memory
                 .write_volatile_to(address, file, len)
-                .map_err(io_error)
+                .map_err(io::Error::other)
         })
     }
 
-    /// Fills up to `len` bytes from a file, without a copy in between.
-    pub(crate) fn read_from(
-        &mut self,
-        file: &mut impl ReadVolatile,
-        len: usize,
-    ) -> io::Result<usize> {
-        let memory = self.memory;
-        self.writable.each(len, |address, len| {
-            memory
-                .read_volatile_from(address, file, len)
-                .map_err(io_error)
-        })
+    /// Writes what is left of the driver's bytes to a place in a file, with one system call.
+    pub(crate) fn write_at(&mut self, file: &File, offset: u64) -> io::Result<usize> {
+        let pieces = self.readable.pieces();
+        let done = self.memory.write_to(file, offset, &pieces);
+        self.readable.advance(done.map_err(io::Error::other)?)
+    }
+
+    /// Fills what there is room for from a place in a file, with one system call.
+    pub(crate) fn read_at(&mut self, file: &File, offset: u64) -> io::Result<usize> {
+        let pieces = self.writable.pieces();
+        let done = self.memory.read_from(file, offset, &pieces);
+        self.writable.advance(done.map_err(io::Error::other)?)
     }
 
     /// Splits the last `len` writable bytes off, as a chain of their own to be written first or last.
@@ -206,12 +222,5 @@ impl<'m> Chain<'m> {
             readable: Buffers::default(),
             writable: end,
         })
-    }
-}
-
-fn io_error(e: kvm_vcpu::vm_memory::GuestMemoryError) -> io::Error {
-    match e {
-        kvm_vcpu::vm_memory::GuestMemoryError::IOError(e) => e,
-        other => io::Error::other(other),
     }
 }

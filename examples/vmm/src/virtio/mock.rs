@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -52,9 +51,8 @@ impl Mock {
     pub(crate) fn with_features(device: impl Device + 'static, mask: u64) -> Self {
         let memory = GuestMemory::new(&[Region::anonymous(0, MEMORY)]).unwrap();
         let queues = device.queues().len();
-        let map = Arc::clone(memory.as_vm_memory());
         let mut this = Self {
-            transport: Transport::new(Box::new(device), map).unwrap(),
+            transport: Transport::new(Box::new(device), memory.clone()).unwrap(),
             memory,
             available: vec![0; queues],
             used: vec![0; queues],

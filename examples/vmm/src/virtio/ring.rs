@@ -1,10 +1,9 @@
 //! A queue between driver and device ("split virtqueue").
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kvm_vcpu::VmMemory;
+use kvm_vcpu::GuestMemory;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT as _, QueueState, QueueT as _};
 
@@ -13,7 +12,7 @@ use super::Chain;
 /// One queue, with the memory that it is in.
 pub(crate) struct Ring {
     pub(crate) queue: Queue,
-    memory: Arc<VmMemory>,
+    memory: GuestMemory,
     /// The driver broke the rules: nothing more is done until it resets the device.
     pub(crate) broken: bool,
     /// Chains were given back since the driver was last told.
@@ -21,7 +20,7 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn new(queue: Queue, memory: Arc<VmMemory>) -> Self {
+    pub(crate) fn new(queue: Queue, memory: GuestMemory) -> Self {
         Self {
             queue,
             memory,
@@ -32,7 +31,7 @@ impl Ring {
 
     /// Whether the driver has set it up.
     pub(crate) fn is_usable(&self) -> bool {
-        !self.broken && self.queue.ready() && self.queue.is_valid(&*self.memory)
+        !self.broken && self.queue.ready() && self.queue.is_valid(&**self.memory.as_vm_memory())
     }
 
     /// Gives `f` the chains that the driver has made, one after another, and gives each back with
@@ -45,9 +44,10 @@ impl Ring {
             return false;
         }
         let memory = self.memory.clone();
+        let map = &**memory.as_vm_memory();
         let mut left = self.queue.size();
         loop {
-            if self.queue.disable_notification(&*memory).is_err() {
+            if self.queue.disable_notification(map).is_err() {
                 self.broken = true;
                 return false;
             }
@@ -55,7 +55,7 @@ impl Ring {
                 if left == 0 {
                     return true;
                 }
-                let Ok(mut chains) = self.queue.iter(&*memory) else {
+                let Ok(mut chains) = self.queue.iter(map) else {
                     self.broken = true;
                     return false;
                 };
@@ -77,13 +77,13 @@ impl Ring {
                     // Not a chain: it goes back untouched.
                     None => 0,
                 };
-                if self.queue.add_used(&*memory, head, written).is_err() {
+                if self.queue.add_used(map, head, written).is_err() {
                     self.broken = true;
                     return false;
                 }
                 self.used = true;
             }
-            match self.queue.enable_notification(&*memory) {
+            match self.queue.enable_notification(map) {
                 Ok(true) => {}
                 Ok(false) => return false,
                 Err(_) => {
@@ -114,7 +114,7 @@ impl Ring {
         self.is_usable()
             && self
                 .queue
-                .avail_idx(&*self.memory, Ordering::Acquire)
+                .avail_idx(&**self.memory.as_vm_memory(), Ordering::Acquire)
                 .is_ok_and(|idx| idx.0 != self.queue.next_avail())
     }
 
@@ -123,8 +123,8 @@ impl Ring {
         if !std::mem::take(&mut self.used) {
             return false;
         }
-        let memory = self.memory.clone();
-        self.queue.needs_notification(&*memory).unwrap_or(true)
+        let map = &**self.memory.as_vm_memory();
+        self.queue.needs_notification(map).unwrap_or(true)
     }
 
     pub(crate) fn save(&self) -> Saved {

@@ -12,7 +12,6 @@ use kvm_vcpu::{GuestMemory, Region};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::Arc;
 
 fn unlimited() -> Limiter {
     Limiter::new(Rate::default())
@@ -265,8 +264,7 @@ fn a_device_is_saved_and_restored() {
     let saved = mock.transport.save();
     let text = serde_json::to_string(&saved).unwrap();
     let block = Block::new(file, false, "a serial", unlimited()).unwrap();
-    let map = Arc::clone(mock.memory.as_vm_memory());
-    let mut other = Transport::new(Box::new(block), map).unwrap();
+    let mut other = Transport::new(Box::new(block), mock.memory.clone()).unwrap();
     other
         .restore(&serde_json::from_str(&text).unwrap())
         .unwrap();
@@ -275,9 +273,8 @@ fn a_device_is_saved_and_restored() {
     let read = mock.request(0, &[&header(0, 0)], &[512, 1]).unwrap();
     assert_eq!(read[..512], [7; 512]);
     let entropy = Box::new(Entropy::new(unlimited()));
-    let map = Arc::clone(mock.memory.as_vm_memory());
     assert!(
-        Transport::new(entropy, map)
+        Transport::new(entropy, mock.memory.clone())
             .unwrap()
             .restore(&saved)
             .is_err()

@@ -3,9 +3,8 @@
 //! See the Virtual I/O Device specification 1.2, section 4.2.
 
 use std::io;
-use std::sync::Arc;
 
-use kvm_vcpu::VmMemory;
+use kvm_vcpu::GuestMemory;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT as _};
 
@@ -62,7 +61,7 @@ const COMMON_FEATURES: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
 pub(crate) struct Transport {
     pub(crate) device: Box<dyn Device>,
     pub(crate) rings: Vec<Ring>,
-    memory: Arc<VmMemory>,
+    memory: GuestMemory,
     /// Interrupts the guest.
     pub(crate) interrupt: Event,
     /// Wakes the worker.
@@ -80,7 +79,7 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    pub(crate) fn new(device: Box<dyn Device>, memory: Arc<VmMemory>) -> io::Result<Self> {
+    pub(crate) fn new(device: Box<dyn Device>, memory: GuestMemory) -> io::Result<Self> {
         let mut this = Self {
             device,
             rings: Vec::new(),
