@@ -16,11 +16,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
 
-use cgroups::{Bytes, Guard, Hierarchy, Limits, Max};
+use cgroups::{Bytes, Cgroup, Guard, Hierarchy, Limits, Max};
 use namespaces::{Command, Namespace, UserMapping};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::process::{Pid, chdir, fchdir, pivot_root, test_kill_process};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
 use crate::cli::RunArgs;
@@ -30,6 +31,8 @@ use crate::store::{Store, sealed};
 
 /// Set in the environment of the program in the jail: how many interfaces came along.
 pub(crate) const INSIDE: &str = "COFFERDAM_VMM_JAILED";
+/// A machine's control group is called so, with the number of the process outside.
+const GROUP: &str = "cofferdam-vmm-";
 /// The first of the interfaces' file descriptors.
 const FIRST_TAP: i32 = 10;
 
@@ -134,7 +137,21 @@ fn pass_signals_on(child: &namespaces::Child) -> Result<(), Error> {
     Ok(())
 }
 
-/// The control group of the machine, below the one that this process is in.
+/// Removes the groups of machines that were killed from outside, so that nobody was left to do it: those
+/// that are empty, and named after a process that is no more.
+fn sweep(parent: &Cgroup) {
+    for name in parent.children().unwrap_or_default() {
+        let number = name.to_str().and_then(|n| n.strip_prefix(GROUP));
+        let pid = number.and_then(|n| n.parse().ok()).and_then(Pid::from_raw);
+        let is_gone = pid.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH));
+        if is_gone && let Ok(group) = parent.open(&name) {
+            // One that this user may not remove is not in the way.
+            let _ = group.remove_if_unused();
+        }
+    }
+}
+
+/// The control group of the machine, below the topmost that is visible here.
 fn group(machine: &Machine) -> Result<Guard, Error> {
     let error = |e: cgroups::Error| Error::Jail {
         what: format!("cannot limit its memory and threads: {e}"),
@@ -142,8 +159,9 @@ fn group(machine: &Machine) -> Result<Guard, Error> {
     let limits = Limits::new()
         .memory_max(Bytes::new((machine.memory_mib + OVERHEAD_MIB) << 20))
         .pids_max(Max::At(THREADS));
-    let name = format!("cofferdam-vmm-{}", std::process::id());
+    let name = format!("{GROUP}{}", std::process::id());
     let root = Hierarchy::detect().and_then(|h| h.root()).map_err(error)?;
+    sweep(&root);
     let guard = root.create_where_permitted(name).map_err(error)?.guard();
     guard.apply(&limits).map_err(error)?;
     Ok(guard)

@@ -11,7 +11,6 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{Command, Output, exit};
 
 use clap::Parser as _;
-use rustix::process::{Pid, test_kill_process};
 
 use super::*;
 use crate::cli::{Cli, Command as Subcommand};

@@ -146,7 +146,12 @@ impl Running {
         assert!(!fs::exists(&self.control).unwrap());
     }
 
-    /// Kills it as it is (kill -9). From a jail it would leave its control group.
+    /// The number of the process that was started.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it as it is (kill -9). From a jail it leaves its control group to the next machine.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
