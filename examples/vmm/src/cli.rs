@@ -95,6 +95,7 @@ pub(crate) struct RunArgs {
     ///
     /// `process_start_to_first_output_us`: microseconds from the start of this process to the
     /// guest's first byte of output (null when there was none).
+    /// `cpu_to_first_run_us`: CPU time, user and system, before the guest's first instruction.
     /// `vmm_resident_bytes`: memory that this process holds, less what the guest touched.
     /// `guest_resident_bytes`: what the guest touched. `cpu_us`: CPU time, user and system.
     /// `exits`: how often the guest came out to this program, by reason.

@@ -49,7 +49,8 @@ fn cpu_time() -> Duration {
 #[derive(Debug)]
 pub(crate) struct Stats {
     clock: Clock,
-    created: OnceLock<Duration>,
+    /// When the guest first ran, and the CPU time until then.
+    first_run: OnceLock<(Duration, Duration)>,
     first_output: OnceLock<Duration>,
     exits: Mutex<BTreeMap<&'static str, u64>>,
     /// Where the kernel tells of this process's memory, opened while there are files.
@@ -89,6 +90,7 @@ struct Measured {
     guest_resident_bytes: u64,
     vmm_resident_bytes: u64,
     process_start_to_first_run_us: Option<u64>,
+    cpu_to_first_run_us: Option<u64>,
     process_start_to_first_output_us: Option<u64>,
     total_us: u64,
     cpu_us: u64,
@@ -104,7 +106,7 @@ impl Stats {
                 source,
             })?,
             clock,
-            created: OnceLock::new(),
+            first_run: OnceLock::new(),
             first_output: OnceLock::new(),
             exits: Mutex::new(BTreeMap::new()),
         })
@@ -112,7 +114,8 @@ impl Stats {
 
     /// The vCPU is about to run for the first time.
     pub(crate) fn first_run(&self) {
-        self.created.get_or_init(|| self.clock.elapsed());
+        self.first_run
+            .get_or_init(|| (self.clock.elapsed(), cpu_time()));
     }
 
     /// A byte of the guest's output has been written.
@@ -161,7 +164,8 @@ impl Stats {
             guest_memory_bytes: memory.size(),
             guest_resident_bytes: guest_resident,
             vmm_resident_bytes: resident.saturating_sub(guest_resident),
-            process_start_to_first_run_us: self.created.get().copied().map(us),
+            process_start_to_first_run_us: self.first_run.get().map(|(wall, _)| us(*wall)),
+            cpu_to_first_run_us: self.first_run.get().map(|(_, cpu)| us(*cpu)),
             process_start_to_first_output_us: self.first_output.get().copied().map(us),
             total_us: us(self.clock.elapsed()),
             cpu_us: us(cpu_time()),
