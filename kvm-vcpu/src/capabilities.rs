@@ -62,6 +62,8 @@ capabilities! {
     TscControl KVM_CAP_TSC_CONTROL "Another frequency of the time stamp counter.";
     NestedState KVM_CAP_NESTED_STATE "Saving guests that are hypervisors (4.20).";
     BinaryStatistics KVM_CAP_BINARY_STATS_FD "Statistics from a file descriptor (5.14).";
+    HypercallExit KVM_CAP_EXIT_HYPERCALL "Exits for hypercalls (5.14).";
+    DisableExits KVM_CAP_X86_DISABLE_EXITS "No exits where guests wait (4.17).";
     BusLockExit KVM_CAP_X86_BUS_LOCK_EXIT "Exits for locked buses (5.12).";
     NotifyExit KVM_CAP_X86_NOTIFY_VMEXIT "Exits for guests that let no event in (6.0).";
 }

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, kvm_clock_data};
 
 use crate::error::ioctl;
-use crate::{Result, Vcpu, Vm};
+use crate::{Error, Result, Vcpu, Vm};
 
 /// A machine's clock (kvmclock), and the host's at the same moment where the kernel tells it (5.16).
 #[doc(alias = "kvm_clock_data")]
@@ -81,5 +81,28 @@ impl Vcpu {
         self.fd().get_tsc_khz().map_err(ioctl(
             "KVM_GET_TSC_KHZ (asking for the frequency of the TSC)",
         ))
+    }
+
+    /// Sets the frequency of its time stamp counter, in kHz, such as that of the host where a snapshot was
+    /// taken.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for another than the host's on a CPU that cannot scale it
+    /// ([`Capability::TscControl`](crate::Capability::TscControl)).
+    #[doc(alias = "KVM_SET_TSC_KHZ")]
+    pub fn set_tsc_khz(&self, khz: u32) -> Result<()> {
+        let before = self.tsc_khz()?;
+        if self.fd().set_tsc_khz(khz).is_ok() {
+            return Ok(());
+        }
+        // The kernel would tell of the frequency that it refused from now on.
+        self.fd().set_tsc_khz(before).map_err(ioctl(
+            "KVM_SET_TSC_KHZ (setting the frequency of the TSC back)",
+        ))?;
+        Err(Error::Unsupported {
+            capability: "KVM_CAP_TSC_CONTROL for this frequency",
+            advice: "run the guest with the host's own, which Vcpu::tsc_khz tells",
+        })
     }
 }

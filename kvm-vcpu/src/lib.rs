@@ -29,6 +29,7 @@ mod effective;
 mod error;
 mod exit;
 mod exit_parse;
+mod extra_exits;
 #[cfg(feature = "gdb")]
 mod gdb;
 #[cfg(feature = "gdb")]
@@ -77,6 +78,7 @@ pub use error::{
     Error, ImageProblem, PageTableProblem, RegionList, RegionProblem, Result, SnapshotProblem,
 };
 pub use exit::{EmulationFailure, Exit, InternalError, SystemEvent};
+pub use extra_exits::IdleInstructions;
 #[cfg(feature = "gdb")]
 pub use gdb::GdbEnd;
 pub use irq::{Gsi, IoAddress, IoEvent, IrqChip, Msi, Route};

@@ -3,10 +3,12 @@
 
 mod common;
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use common::{CODE, MEMORY, long, machine, real};
-use kvm_vcpu::{Capability, Exit, IoAddress, Kvm, Mode, StatisticKind};
+use common::{CODE, MEMORY, long, machine, modes, real};
+use kvm_vcpu::{
+    Capability, Error, Exit, IdleInstructions, IoAddress, Kvm, Mode, StatisticKind, Vm,
+};
 
 #[test]
 #[ignore = "needs kvm"]
@@ -121,4 +123,106 @@ fn floating_point_and_debug_registers_come_back_as_they_were_set() {
 
     vcpu.set_xcr0(3).unwrap();
     assert_eq!(vcpu.xcr0().unwrap(), 3);
+}
+
+// A KVM that emulates the guest's privileged code has no hypercalls of KVM's.
+#[test]
+#[ignore = "needs lab"]
+fn hypercalls_come_to_user_space_when_asked_for() {
+    let vm = machine();
+    // mov eax, KVM_HC_MAP_GPA_RANGE; mov ebx, 0x1000; mov ecx, 1; mov edx, 0; vmcall; out 0x80, al; which
+    // the kernel makes vmmcall where the CPU has that.
+    let code = [
+        0xb8, 12, 0, 0, 0, 0xbb, 0, 0x10, 0, 0, 0xb9, 1, 0, 0, 0, 0xba, 0, 0, 0, 0, 0x0f, 0x01,
+        0xc1, 0xe6, 0x80,
+    ];
+    vm.write(CODE, &code).unwrap();
+    let [_, _, mode] = modes(&vm);
+    let mut vcpu = vm.create_vcpu(0, &mode).unwrap();
+    vm.exit_on_hypercalls().unwrap();
+    let exit = vcpu.run().unwrap();
+    let Exit::Hypercall(call) = exit else {
+        panic!("{exit:?}")
+    };
+    assert_eq!((call.number, &call.args[..3]), (12, &[0x1000, 1, 0][..]));
+    vcpu.reply(call.reply(0x42)).unwrap();
+    let exit = vcpu.run().unwrap();
+    assert!(
+        matches!(&exit, Exit::PortOut(out) if out.data() == [0x42]),
+        "{exit:?}"
+    );
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn exits_that_must_be_asked_for_are_there_or_named() {
+    type Ask = fn(&Vm) -> Result<(), Error>;
+    let kvm = Kvm::open().unwrap();
+    let all: [(Capability, Ask); 3] = [
+        (Capability::BusLockExit, Vm::exit_on_bus_locks),
+        (Capability::NotifyExit, |vm| {
+            vm.exit_on_shut_windows(1 << 20)
+        }),
+        (Capability::DisableExits, |vm| {
+            vm.wait_in_guest(IdleInstructions::PAUSE)
+        }),
+    ];
+    for (capability, ask) in all {
+        let vm = machine();
+        match ask(&vm) {
+            Ok(()) => assert!(kvm.has(capability)),
+            Err(Error::Unsupported {
+                capability: named, ..
+            }) => {
+                assert!(!kvm.has(capability) && named.starts_with(capability.name()));
+            }
+            Err(e) => panic!("{e}"),
+        }
+        let _vcpu = vm.create_vcpu(0, &Mode::Reset).unwrap();
+        assert!(matches!(ask(&vm), Err(Error::Order { .. })));
+    }
+}
+
+// A KVM that emulates `hlt` waits for ever with it.
+#[test]
+#[ignore = "needs lab"]
+fn a_guest_that_waits_by_itself_does_not_exit() {
+    let kvm = Kvm::open().unwrap();
+    for (wait, halts) in [
+        (IdleInstructions::HLT, false),
+        (IdleInstructions::empty(), true),
+    ] {
+        let vm = machine();
+        vm.write(CODE, &[0xf4]).unwrap();
+        match vm.wait_in_guest(wait) {
+            Ok(()) => {}
+            Err(Error::Unsupported { .. }) if kvm.extent(Capability::DisableExits) & 2 == 0 => {
+                continue;
+            }
+            Err(e) => panic!("{e}"),
+        }
+        let mut vcpu = vm.create_vcpu(0, &Mode::real(0, CODE as u16)).unwrap();
+        let exit = vcpu
+            .run_until(Instant::now() + Duration::from_millis(200))
+            .unwrap();
+        assert_eq!(exit, if halts { Exit::Halt } else { Exit::TimedOut });
+    }
+}
+
+#[test]
+#[ignore = "needs kvm"]
+fn the_counter_runs_as_fast_as_it_is_told() {
+    let vm = machine();
+    let vcpu = vm.create_vcpu(0, &Mode::Reset).unwrap();
+    let own = vcpu.tsc_khz().unwrap();
+    vcpu.set_tsc_khz(own).unwrap();
+    assert_eq!(vcpu.tsc_khz().unwrap(), own);
+    let can = Kvm::open().unwrap().has(Capability::TscControl);
+    match vcpu.set_tsc_khz(own / 2) {
+        Ok(()) => assert_eq!((can, vcpu.tsc_khz().unwrap()), (true, own / 2)),
+        Err(e) => {
+            assert!(!can && matches!(e, Error::Unsupported { .. }), "{e}");
+            assert_eq!(vcpu.tsc_khz().unwrap(), own);
+        }
+    }
 }
