@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use crate::Namespace;
@@ -165,6 +165,7 @@ impl Error {
 pub struct StepError {
     pub(crate) step: Step,
     pub(crate) detail: String,
+    pub(crate) target: Option<Box<Path>>,
     pub(crate) operation: &'static str,
     pub(crate) undone: Vec<String>,
     pub(crate) total: usize,
@@ -181,6 +182,11 @@ impl StepError {
     /// The step with its arguments, such as `mount proc on /proc`.
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// Where in the root something was to be mounted or made, where that is the step.
+    pub fn target(&self) -> Option<&Path> {
+        self.target.as_deref()
     }
 
     /// The system call that failed, such as `fsconfig`.

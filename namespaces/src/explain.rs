@@ -1,6 +1,8 @@
 //! What an operation of a plan is called, and what helps where it fails.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use crate::plan::{CopyUp, Op, Plan, Target};
 use crate::{DeviceKind, Namespace, Step};
@@ -15,6 +17,14 @@ fn kinds(flags: u32) -> String {
     names.join(", ")
 }
 
+/// A path inside the root, from its top.
+fn from_the_top(target: &Target) -> PathBuf {
+    match target.path.as_bytes() {
+        b"." => PathBuf::from("/"),
+        path => Path::new("/").join(OsStr::from_bytes(path)),
+    }
+}
+
 impl Plan {
     /// Names the operation of that index: its kind, and the text of an error.
     pub(crate) fn describe(&self, index: usize) -> (Step, String) {
@@ -22,10 +32,7 @@ impl Plan {
             return (Step::Exec, String::from("run the plan"));
         };
         let text = |string: &CString| string.to_string_lossy().into_owned();
-        let at = |target: &Target| match target.path.to_string_lossy() {
-            root if root == "." => String::from("/"),
-            path => format!("/{path}"),
-        };
+        let at = |target: &Target| from_the_top(target).to_string_lossy().into_owned();
         match op {
             Op::CloseFds(_) => (Step::CloseFds, "close file descriptors".into()),
             Op::HideMemory => (Step::JoinNamespace, "become non-dumpable".into()),
@@ -199,6 +206,20 @@ impl Plan {
                     self.programs.first().map(text).unwrap_or_default()
                 ),
             ),
+        }
+    }
+
+    /// Where the operation of that index mounts or makes something.
+    pub(crate) fn target(&self, index: usize) -> Option<PathBuf> {
+        match self.ops.get(index)? {
+            Op::MountFilesystem { target, .. }
+            | Op::MountBind { target, .. }
+            | Op::MountDetached { target, .. }
+            | Op::ChangeMount { target, .. }
+            | Op::FillDev { target, .. }
+            | Op::Link { target, .. }
+            | Op::Device { target, .. } => Some(from_the_top(target)),
+            _ => None,
         }
     }
 

@@ -226,6 +226,7 @@ impl Starting {
                 Error::Step(StepError {
                     step,
                     detail,
+                    target: self.plan.target(index).map(Into::into),
                     operation: failure.call.name(),
                     undone: (0..index).map(|done| self.plan.describe(done).1).collect(),
                     total: self.plan.ops.len(),

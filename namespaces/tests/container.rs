@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use common::{Rootfs, container, stdout};
 use namespaces::{Barrier, Command, Error, Mount, MountAttributes, Namespace, Step, UserMapping};
@@ -192,6 +193,7 @@ fn a_missing_target_can_be_refused() {
     };
     assert_eq!(error.step(), Step::Mount);
     assert_eq!(error.detail(), "mount tmpfs on /missing");
+    assert_eq!(error.target(), Some(Path::new("/missing")));
     assert!(!rootfs.join("missing").exists());
 }
 
