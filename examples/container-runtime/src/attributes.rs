@@ -1,6 +1,7 @@
 //! What a process is given beyond users and limits: scheduling, memory, execution domain, labels.
 
 use anyhow::{Context as _, Result, bail};
+use cgroups::IdSet;
 use namespaces::{Command, IoPriority, MemoryPolicy, Scheduler, SecurityLabel, TimeOffset};
 
 use crate::config::{self, Linux, Process};
@@ -16,7 +17,27 @@ pub(crate) fn of_process(command: &mut Command, process: &Process) -> Result<()>
     if let Some(label) = label(process)? {
         command.security_label(label);
     }
+    // For processes to come; what is wrong with it is told now.
+    if let Some(asked) = &process.exec_cpu_affinity {
+        affinity(asked)?;
+    }
     Ok(())
+}
+
+/// The CPUs of `initial` and `final`, where they are given.
+pub(crate) fn affinity(asked: &config::ExecCpuAffinity) -> Result<[Option<IdSet>; 2]> {
+    let set = |place: &str, text: &Option<String>| -> Result<Option<IdSet>> {
+        let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let place = || format!("process.execCPUAffinity.{place}");
+        let set: IdSet = text.parse().with_context(place)?;
+        if set.iter().any(|cpu| cpu >= 1024) {
+            bail!("{}: a number is above 1023", place());
+        }
+        Ok(Some(set))
+    };
+    Ok([set("initial", &asked.initial)?, set("final", &asked.last)?])
 }
 
 /// Adds what `linux` asks for.
@@ -28,6 +49,12 @@ pub(crate) fn of_container(command: &mut Command, linux: &Linux) -> Result<()> {
         command.memory_policy(memory_policy(asked)?);
     }
     if !linux.time_offsets.is_empty() {
+        let is_new = |one: &config::Namespace| one.kind == "time" && one.path.is_none();
+        if !linux.namespaces.iter().any(is_new) {
+            bail!(
+                "linux.timeOffsets: the clocks are the machine's or another container's; add {{\"type\": \"time\"}} to linux.namespaces"
+            );
+        }
         let mut offsets = [TimeOffset::default(); 2];
         for (clock, offset) in &linux.time_offsets {
             let place = match clock.as_str() {
@@ -239,7 +266,7 @@ fn memory_policy(asked: &config::MemoryPolicy) -> Result<MemoryPolicy> {
     }
     let mut nodes = Vec::new();
     if let Some(text) = asked.nodes.as_deref().filter(|text| !text.is_empty()) {
-        let set: cgroups::IdSet = text.parse().with_context(|| format!("{place}.nodes"))?;
+        let set: IdSet = text.parse().with_context(|| format!("{place}.nodes"))?;
         for node in set.iter() {
             let node = u16::try_from(node).ok().filter(|node| *node < 1024);
             nodes.push(node.with_context(|| format!("{place}.nodes: a number is above 1023"))?);
@@ -260,9 +287,8 @@ mod tests {
     fn what_is_wrong_is_named() {
         let of = |json: &str| {
             let process: Process = serde_json::from_str(json).unwrap();
-            of_process(&mut Command::new("x"), &process)
-                .unwrap_err()
-                .to_string()
+            let error = of_process(&mut Command::new("x"), &process).unwrap_err();
+            format!("{error:#}")
         };
         for (json, place) in [
             (
@@ -290,8 +316,16 @@ mod tests {
                 "process.ioPriority.priority",
             ),
             (
-                r#"{"ioPriority": {"class": "X"}}"#,
+                r#"{"ioPriority": {"class": "X", "priority": 1}}"#,
                 "process.ioPriority.class",
+            ),
+            (
+                r#"{"execCPUAffinity": {"initial": "0", "final": "0-x"}}"#,
+                "process.execCPUAffinity.final",
+            ),
+            (
+                r#"{"execCPUAffinity": {"initial": "1024"}}"#,
+                "process.execCPUAffinity.initial",
             ),
             (
                 r#"{"apparmorProfile": "a", "selinuxLabel": "b"}"#,
@@ -321,8 +355,12 @@ mod tests {
                 "linux.memoryPolicy.nodes",
             ),
             (
-                r#"{"timeOffsets": {"realtime": {"secs": 1}}}"#,
+                r#"{"namespaces": [{"type": "time"}], "timeOffsets": {"realtime": {"secs": 1}}}"#,
                 "linux.timeOffsets.realtime",
+            ),
+            (
+                r#"{"namespaces": [{"type": "time", "path": "/x"}], "timeOffsets": {"monotonic": {"secs": 1}}}"#,
+                "linux.timeOffsets",
             ),
         ] {
             let message = of(json);

@@ -55,6 +55,19 @@ pub(crate) fn checkpoint(global: &Global, store: &Store, options: &Checkpoint) -
     if options.pre_dump || options.parent_path.is_some() {
         criu.flag("--track-mem");
     }
+    if let Some(server) = &options.page_server {
+        let Some((address, port)) = server.rsplit_once(':') else {
+            bail!("--page-server: `{server}` is not ADDRESS:PORT");
+        };
+        // With --lazy-pages criu is the server.
+        if !options.images.lazy_pages {
+            criu.flag("--page-server");
+        }
+        criu.option("--address", address).option("--port", port);
+    }
+    if let Some(number) = options.status_fd.filter(|number| *number >= 0) {
+        criu.option("--status-fd", number.to_string());
+    }
     let stays = options.leave_running || options.pre_dump;
     if options.leave_running && !options.pre_dump {
         criu.flag("--leave-running");

@@ -7,7 +7,7 @@ mod update;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use checkpoint::{Checkpoint, Images, Restore};
 pub(crate) use exec::Exec;
@@ -30,9 +30,13 @@ use crate::id::ContainerId;
     version = VERSION,
     about,
     verbatim_doc_comment,
-    disable_help_subcommand = true
+    disable_version_flag = true
 )]
 pub(crate) struct Cli {
+    /// Print the version.
+    #[arg(short, short_alias = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
+
     #[command(flatten)]
     pub(crate) global: Global,
 
@@ -423,6 +427,10 @@ mod tests {
             "exec --preserve-fds 2 --pid-file /f --process /p my-id",
             "events --interval 1s my-id",
             "restore --bundle /b --detach --image-path /i --work-path /w my-id",
+            // containerd
+            "checkpoint --image-path /i --work-path /w --empty-ns network --manage-cgroups-mode soft my-id",
+            "restore --image-path /i --work-path /w --empty-ns network --bundle /b --detach --pid-file /f --no-subreaper my-id",
+            "exec --cgroup pids,cpu:/sub --cgroup /other my-id true",
             "ps my-id -o pid,comm",
             "update --cpu-quota -1 --memory -1 my-id",
         ] {

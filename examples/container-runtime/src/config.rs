@@ -23,17 +23,29 @@ fn absent_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// A type of which an object is one, with its properties. Those in brackets must be there: a number
+/// or a name that is missing is not 0 or empty.
 macro_rules! properties {
-    ($(#[$doc:meta])* $name:ident { $($(#[$attribute:meta])* $field:ident: $type:ty,)+ }) => {
+    (
+        $(#[$doc:meta])*
+        $name:ident {
+            $([$(#[$required_attribute:meta])* $required:ident: $required_type:ty])*
+            $($(#[$attribute:meta])* $field:ident: $type:ty,)*
+        }
+    ) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, Deserialize)]
         #[serde(rename_all = "camelCase", remote = "Self")]
         pub(crate) struct $name {
             $(
+                $(#[$required_attribute])*
+                pub(crate) $required: $required_type,
+            )*
+            $(
                 #[serde(default, deserialize_with = "absent_is_empty")]
                 $(#[$attribute])*
                 pub(crate) $field: $type,
-            )+
+            )*
         }
 
         // What serde derives would take a list, too, its values being the fields in order.
@@ -115,18 +127,17 @@ properties! {
 properties! {
     /// The size of a terminal, in characters.
     ConsoleSize {
-        height: u32,
-        width: u32,
+        [height: u32]
+        [width: u32]
     }
 }
 
 properties! {
     /// A resource limit.
     Rlimit {
-        #[serde(rename = "type")]
-        kind: String,
-        soft: Option<u64>,
-        hard: Option<u64>,
+        [#[serde(rename = "type")] kind: String]
+        [soft: u64]
+        [hard: u64]
     }
 }
 
@@ -144,8 +155,8 @@ properties! {
 properties! {
     /// Who the process runs as.
     User {
-        uid: u32,
-        gid: u32,
+        [uid: u32]
+        [gid: u32]
         umask: Option<u32>,
         additional_gids: Vec<u32>,
         username: Refused,
@@ -190,7 +201,7 @@ properties! {
 properties! {
     /// How the CPU is shared, `sched_setattr(2)`.
     Scheduler {
-        policy: String,
+        [policy: String]
         nice: i32,
         priority: i32,
         flags: Vec<String>,
@@ -203,8 +214,8 @@ properties! {
 properties! {
     /// How disks are shared, `ioprio_set(2)`.
     IoPriority {
-        class: String,
-        priority: i64,
+        [class: String]
+        [priority: i64]
     }
 }
 
@@ -228,11 +239,11 @@ properties! {
 properties! {
     /// A device node.
     Device {
-        #[serde(rename = "type")]
-        kind: String,
+        [#[serde(rename = "type")] kind: String]
         path: Option<PathBuf>,
-        major: i64,
-        minor: i64,
+        // Of a FIFO there are none.
+        major: Option<i64>,
+        minor: Option<i64>,
         file_mode: Option<u32>,
         uid: Option<u32>,
         gid: Option<u32>,
@@ -249,7 +260,7 @@ properties! {
 properties! {
     /// The execution domain, `personality(2)`.
     Personality {
-        domain: String,
+        [domain: String]
         flags: Vec<String>,
     }
 }
@@ -273,7 +284,7 @@ properties! {
 properties! {
     /// How memory is spread over NUMA nodes, `set_mempolicy(2)`.
     MemoryPolicy {
-        mode: String,
+        [mode: String]
         nodes: Option<String>,
         flags: Vec<String>,
     }
@@ -282,7 +293,7 @@ properties! {
 properties! {
     /// Which system calls are allowed, `seccomp(2)`.
     Seccomp {
-        default_action: String,
+        [default_action: String]
         default_errno_ret: Option<u32>,
         flags: Vec<String>,
         listener_path: Option<PathBuf>,
@@ -295,8 +306,8 @@ properties! {
 properties! {
     /// What happens to some system calls.
     SeccompRule {
-        names: Vec<String>,
-        action: String,
+        [names: Vec<String>]
+        [action: String]
         errno_ret: Option<u32>,
         args: Vec<SeccompArg>,
     }
@@ -305,10 +316,10 @@ properties! {
 properties! {
     /// A condition on an argument of a system call.
     SeccompArg {
-        index: u32,
-        value: u64,
+        [index: u32]
+        [value: u64]
+        [op: String]
         value_two: u64,
-        op: String,
     }
 }
 
@@ -338,8 +349,7 @@ properties! {
 properties! {
     /// A namespace.
     Namespace {
-        #[serde(rename = "type")]
-        kind: String,
+        [#[serde(rename = "type")] kind: String]
         path: Option<PathBuf>,
     }
 }
@@ -347,11 +357,9 @@ properties! {
 properties! {
     /// A range of ids.
     IdMapping {
-        #[serde(rename = "containerID")]
-        container_id: u32,
-        #[serde(rename = "hostID")]
-        host_id: u32,
-        size: u32,
+        [#[serde(rename = "containerID")] container_id: u32]
+        [#[serde(rename = "hostID")] host_id: u32]
+        [size: u32]
     }
 }
 
@@ -374,7 +382,7 @@ properties! {
 properties! {
     /// A rule about device nodes.
     DeviceRule {
-        allow: bool,
+        [allow: bool]
         #[serde(rename = "type")]
         kind: Option<String>,
         major: Option<i64>,
@@ -401,8 +409,8 @@ properties! {
 properties! {
     /// The share of one block device.
     WeightDevice {
-        major: u32,
-        minor: u32,
+        [major: u32]
+        [minor: u32]
         weight: Option<u16>,
         leaf_weight: Option<u16>,
     }
@@ -411,17 +419,17 @@ properties! {
 properties! {
     /// The most of one block device in a second.
     ThrottleDevice {
-        major: u32,
-        minor: u32,
-        rate: u64,
+        [major: u32]
+        [minor: u32]
+        [rate: u64]
     }
 }
 
 properties! {
     /// The most huge pages of one size.
     HugepageLimit {
-        page_size: String,
-        limit: u64,
+        [page_size: String]
+        [limit: u64]
     }
 }
 
@@ -437,8 +445,8 @@ properties! {
 properties! {
     /// The priority of packets on one interface.
     NetPriority {
-        name: String,
-        priority: u32,
+        [name: String]
+        [priority: u32]
     }
 }
 

@@ -1,11 +1,11 @@
 //! The process with its namespaces and its root filesystem, as something to be started.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use namespaces::{Command, IdMap, IdRange, Namespace, Propagation, Root, UserMapping};
+use rustix::fs::{Mode, OFlags};
 
 use crate::config::{Config, IdMapping};
 use crate::{attributes, nodes, process, warn};
@@ -22,11 +22,10 @@ pub(crate) fn command(config: &Config, bundle: &Path) -> Result<Command> {
         bail!("root.path: missing; write the directory of the root filesystem");
     };
     let path = bundle.join(path);
-    let directory =
-        File::open(&path).with_context(|| format!("root.path: cannot open {}", path.display()))?;
-    if !directory.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-        bail!("root.path: {} is not a directory", path.display());
-    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("root.path: cannot open the directory {}", path.display()))?;
 
     let linux = &config.linux;
     let kinds = kinds(config)?;

@@ -60,10 +60,18 @@ impl Criu {
             (options.ext_unix_sk, "--ext-unix-sk"),
             (options.shell_job, "--shell-job"),
             (options.file_locks, "--file-locks"),
+            (options.auto_dedup, "--auto-dedup"),
+            (options.lazy_pages, "--lazy-pages"),
         ] {
             if asked {
                 criu.flag(flag);
             }
+        }
+        for kind in &options.empty_ns {
+            if kind != "network" {
+                bail!("--empty-ns: `{kind}` cannot be left out; only network can");
+            }
+            criu.option("--empty-ns", "net");
         }
         Ok(criu)
     }
@@ -120,6 +128,14 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     }
     if !container::has_mounts_of_its_own(config) {
         bail!("linux.namespaces: a container is saved with its mounts; it needs a mount namespace");
+    }
+    for (property, is_used) in [
+        ("intelRdt", config.linux.intel_rdt.is_some()),
+        ("netDevices", !config.linux.net_devices.is_empty()),
+    ] {
+        if is_used {
+            bail!("linux.{property}: a container with it cannot be saved by this runtime");
+        }
     }
     for (index, namespace) in config.linux.namespaces.iter().enumerate() {
         let kind = container::kind(&namespace.kind);

@@ -100,11 +100,8 @@ pub(crate) fn remove(locked: Locked, state: &State, config: Option<&Config>) -> 
         group::remove_unused(&state.cgroup)?;
     }
     shared_root::detach(state)?;
-    if let Some(directory) = &state.resctrl
-        && let Err(error) = std::fs::remove_dir(directory)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(error).with_context(|| format!("cannot remove {}", directory.display()));
+    if let Some(resctrl) = &state.resctrl {
+        resctrl.remove()?;
     }
     if let Some(config) = config {
         hooks::run(Point::Poststop, config, state, Status::Stopped, None)?;

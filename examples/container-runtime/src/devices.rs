@@ -121,17 +121,20 @@ mod tests {
                 .unwrap(),
             "allow c 10:* rw"
         );
-        assert_eq!(of(r#"{"type": "b"}"#).unwrap(), "deny b *:* rwm");
+        assert_eq!(
+            of(r#"{"allow": false, "type": "b"}"#).unwrap(),
+            "deny b *:* rwm"
+        );
     }
 
     #[test]
     fn what_is_no_rule_is_refused_with_its_place() {
         for wrong in [
-            r#"{"type": "x"}"#,
-            r#"{"type": "c", "major": -2}"#,
-            r#"{"type": "c", "minor": 4294967296}"#,
-            r#"{"type": "c", "access": "rwx"}"#,
-            r#"{"type": "c", "access": ""}"#,
+            r#"{"allow": true, "type": "x"}"#,
+            r#"{"allow": true, "type": "c", "major": -2}"#,
+            r#"{"allow": true, "type": "c", "minor": 4294967296}"#,
+            r#"{"allow": true, "type": "c", "access": "rwx"}"#,
+            r#"{"allow": true, "type": "c", "access": ""}"#,
         ] {
             let message = of(wrong).unwrap_err().to_string();
             assert!(message.starts_with("x."), "{message}");

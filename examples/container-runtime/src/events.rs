@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::Events;
 use crate::group;
 use crate::list::print;
+use crate::resources::page_size;
 use crate::state::Status;
 use crate::store::Store;
 
@@ -161,7 +162,7 @@ fn stats(group: &Cgroup) -> Result<Value> {
             .iter()
             .map(|(size, stats)| {
                 (
-                    page_size(size.get()),
+                    page_size(*size),
                     json!({"usage": stats.current.get(), "failcnt": stats.max_events.unwrap_or(0)}),
                 )
             })
@@ -171,13 +172,4 @@ fn stats(group: &Cgroup) -> Result<Value> {
     data.insert("intel_rdt".to_owned(), json!({}));
     data.insert("network_interfaces".to_owned(), Value::Null);
     Ok(Value::Object(data))
-}
-
-/// The name of a size of huge pages, as the kernel has it.
-fn page_size(bytes: u64) -> String {
-    match bytes {
-        large if large >= 1 << 30 => format!("{}GB", large >> 30),
-        medium if medium >= 1 << 20 => format!("{}MB", medium >> 20),
-        small => format!("{}KB", small >> 10),
-    }
 }

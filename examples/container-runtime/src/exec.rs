@@ -1,10 +1,14 @@
 //! `exec`: another program in a running container.
 
 use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use cgroups::{Cgroup, Controller, Version};
 use namespaces::{Command, Namespace, NamespaceId, Process};
+use rustix::fs::{Mode, OFlags};
 use rustix::thread::CpuSet;
 
 use crate::cli::Exec;
@@ -51,13 +55,18 @@ pub(crate) fn exec(store: &Store, options: &Exec) -> Result<ExitCode> {
     }
     let mut command = command(&asked, &config, &init)?;
     preserve(&mut command, options.preserve_fds)?;
-    let group = enter_group(&mut command, &state, options)?;
+    let groups = enter_groups(&mut command, &state, options)?;
 
-    let mut starting = command.start().map_err(said)?;
-    if let Some(group) = &group {
+    let mut starting = command.start().map_err(|error| said(error, &config))?;
+    for group in &groups {
         group.attach(starting.pid())?;
     }
-    starting.advance(namespaces::Barrier::Ready).map_err(said)?;
+    if let Some(resctrl) = &state.resctrl {
+        resctrl.join(starting.pid())?;
+    }
+    starting
+        .advance(namespaces::Barrier::Ready)
+        .map_err(|error| said(error, &config))?;
     if let Some(listener) = starting.take_seccomp_listener() {
         seccomp::pass_listener(&config, &state, &listener)?;
     }
@@ -76,7 +85,7 @@ pub(crate) fn exec(store: &Store, options: &Exec) -> Result<ExitCode> {
         write_whole(file, &pid.to_string())
             .with_context(|| format!("cannot write the pid file {}", file.display()))?;
     }
-    let mut child = starting.exec().map_err(said)?;
+    let mut child = starting.exec().map_err(|error| said(error, &config))?;
     match &mut signals {
         None => Ok(ExitCode::SUCCESS),
         Some(signals) => {
@@ -185,28 +194,14 @@ fn command(asked: &config::Process, config: &Config, init: &Process) -> Result<C
 /// The CPUs of the process: `initial` until it is in the container's control group, which is what
 /// this program has from now on, and `final` from then on.
 fn affinity(command: &mut Command, asked: &config::ExecCpuAffinity) -> Result<()> {
-    let set = |place: &str, cpus: &Option<String>| -> Result<Option<cgroups::IdSet>> {
-        let Some(cpus) = cpus.as_deref().filter(|cpus| !cpus.is_empty()) else {
-            return Ok(None);
-        };
-        let set = cpus.parse();
-        set.map(Some)
-            .with_context(|| format!("process.execCPUAffinity.{place}"))
-    };
-    let initial = set("initial", &asked.initial)?;
-    let last = set("final", &asked.last)?;
+    let [initial, last] = attributes::affinity(asked)?;
     if let Some(initial) = &initial {
         let mut cpus = CpuSet::new();
-        for cpu in initial.iter() {
-            let number = usize::try_from(cpu)
-                .ok()
-                .filter(|number| *number < CpuSet::MAX_CPU);
-            cpus.set(number.with_context(|| {
-                format!("process.execCPUAffinity.initial: {cpu} is above 1023")
-            })?);
+        for cpu in initial.iter().filter_map(|cpu| usize::try_from(cpu).ok()) {
+            cpus.set(cpu);
         }
         rustix::thread::sched_setaffinity(None, &cpus)
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .context("process.execCPUAffinity.initial: cannot run there; are the CPUs online?")?;
     }
     match last {
@@ -218,28 +213,77 @@ fn affinity(command: &mut Command, asked: &config::ExecCpuAffinity) -> Result<()
     Ok(())
 }
 
-/// Lets the process be born in the container's group, or in one below it.
-fn enter_group(
-    command: &mut Command,
-    state: &State,
-    options: &Exec,
-) -> Result<Option<cgroups::Cgroup>> {
-    let Some(mut group) = group::find(&state.cgroup)? else {
-        if options.cgroup.is_some() {
+/// A control group that the process is put into.
+struct Entered {
+    group: Cgroup,
+    /// Only those of v1 that have these; all of them when there are none.
+    controllers: Vec<Controller>,
+}
+
+impl Entered {
+    fn attach(&self, pid: u32) -> Result<()> {
+        if self.controllers.is_empty() {
+            return Ok(self.group.attach(pid)?);
+        }
+        for controller in &self.controllers {
+            let cannot = || format!("--cgroup: {controller}: {}", self.group.path().display());
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let Some(directory) = self.group.directory_of(*controller) else {
+                bail!("{}: there is no such control group", cannot());
+            };
+            rustix::fs::openat(directory, "cgroup.procs", flags, Mode::empty())
+                .map_err(io::Error::from)
+                .and_then(|file| File::from(file).write_all(pid.to_string().as_bytes()))
+                .with_context(cannot)?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets the process be born in the container's group, or in those below it that are asked for.
+fn enter_groups(command: &mut Command, state: &State, options: &Exec) -> Result<Vec<Entered>> {
+    let Some(group) = group::find(&state.cgroup)? else {
+        if !options.cgroup.is_empty() {
             bail!("--cgroup: the container has no control group");
         }
-        return Ok(None);
+        return Ok(Vec::new());
     };
-    if let Some(below) = &options.cgroup {
-        let below = below.strip_prefix("/").unwrap_or(below);
-        if !below.as_os_str().is_empty() {
-            group = group
-                .open(below)
-                .with_context(|| format!("--cgroup: {}", below.display()))?;
+    let mut groups = Vec::new();
+    for asked in &options.cgroup {
+        let (controllers, path) = match asked.split_once(':') {
+            Some((names, path)) => (names, path),
+            None => ("", asked.as_str()),
+        };
+        let controllers = controllers.split(',').filter(|name| !name.is_empty());
+        let controllers: Vec<Controller> = controllers
+            .map(|name| {
+                let unknown = || format!("--cgroup: {asked}");
+                let controller: Controller = name.parse().with_context(unknown)?;
+                if group.hierarchy().version_of(controller) != Some(Version::V1) {
+                    bail!(
+                        "--cgroup: {name} has no hierarchy of its own on this machine; write the path alone"
+                    );
+                }
+                Ok(controller)
+            })
+            .collect::<Result<_>>()?;
+        let path = Path::new(path);
+        let path = path.strip_prefix("/").unwrap_or(path);
+        if path.as_os_str().is_empty() {
+            continue;
         }
+        let below = group.open(path);
+        let group = below.with_context(|| format!("--cgroup: {}", path.display()))?;
+        groups.push(Entered { group, controllers });
     }
-    if let Some(directory) = group.unified_directory() {
+    if !groups.iter().any(|entered| entered.controllers.is_empty()) {
+        // Those that are not named are the container's own.
+        let controllers = Vec::new();
+        groups.insert(0, Entered { group, controllers });
+    }
+    let whole = groups.iter().find(|entered| entered.controllers.is_empty());
+    if let Some(directory) = whole.and_then(|entered| entered.group.unified_directory()) {
         command.cgroup(directory);
     }
-    Ok(Some(group))
+    Ok(groups)
 }

@@ -1,11 +1,10 @@
 //! `cofferdam-runtime features`: what a configuration may ask for.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, Result};
 use namespaces::Capability;
 use serde_json::json;
 
+use crate::list::print as print_line;
 use crate::spec::OCI_VERSION;
 use crate::{attributes, hooks, mount_options, seccomp};
 
@@ -44,5 +43,5 @@ pub(crate) fn print() -> Result<()> {
     });
     let text =
         serde_json::to_string_pretty(&features).context("cannot write the features as JSON")?;
-    writeln!(std::io::stdout(), "{text}").context("cannot print")
+    print_line(&text)
 }

@@ -1,12 +1,15 @@
 //! `linux.cgroupsPath`: the container's control group.
 
 use std::path::{Component, Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use cgroups::{Cgroup, Error, Guard, Hierarchy};
+use cgroups::{Cgroup, Error, Guard, Hierarchy, Layout};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::container::id_map;
 use crate::devices;
 use crate::id::ContainerId;
 use crate::resources::Resources;
@@ -38,6 +41,8 @@ pub(crate) struct Plan {
     devices: devices::Rules,
     /// The group may be gone without, when nothing asks for it.
     optional: bool,
+    /// Who may make groups below it.
+    owner: Option<(u32, u32)>,
 }
 
 impl Plan {
@@ -53,6 +58,7 @@ impl Plan {
             .cgroups_path
             .as_deref()
             .filter(|path| !path.as_os_str().is_empty());
+        let owner = owner(config);
         let resources = Resources::of(&config.linux.resources)?;
         let devices = devices::Rules::of(config)?;
         if systemd {
@@ -66,6 +72,7 @@ impl Plan {
                 resources,
                 devices,
                 optional: rootless,
+                owner,
             });
         }
         let path = asked.unwrap_or(Path::new(id.as_str()));
@@ -82,6 +89,7 @@ impl Plan {
             resources,
             devices,
             optional: rootless,
+            owner,
         })
     }
 
@@ -116,12 +124,22 @@ impl Plan {
             scope: None,
         };
         if let Some(cgroup) = group.cgroup() {
-            self.resources.apply(cgroup)?;
-            if !self.optional {
-                self.devices.apply(cgroup)?;
-            }
+            self.fill(cgroup)?;
         }
         Ok(group)
+    }
+
+    fn fill(&self, cgroup: &Cgroup) -> Result<()> {
+        self.resources.apply(cgroup)?;
+        if !self.optional {
+            self.devices.apply(cgroup)?;
+        }
+        match self.owner {
+            Some((uid, gid)) if cgroup.hierarchy().layout() == Layout::Unified => cgroup
+                .delegate(uid, gid)
+                .context("linux.cgroupsPath: cannot give the group to process.user"),
+            _ => Ok(()),
+        }
     }
 
     /// Puts the first process into the group; where it is.
@@ -135,10 +153,7 @@ impl Plan {
         // From here on it is undone.
         group.scope = Some(scope.clone());
         scope.limit(&self.resources)?;
-        self.resources.apply(&cgroup)?;
-        if !self.optional {
-            self.devices.apply(&cgroup)?;
-        }
+        self.fill(&cgroup)?;
         Ok(Place {
             path,
             scope: Some(scope.clone()),
@@ -230,14 +245,54 @@ pub(crate) fn remove(place: &Place) -> Result<()> {
     }
 }
 
-/// Removes a group that nothing may have run in: it need not be the container's.
+/// How long a process may take to see that who made it is gone, and to end.
+const ORPHAN: Duration = Duration::from_secs(1);
+
+/// Removes a group that nothing may have run in: it need not be the container's. What was being
+/// made in it ends by itself.
 pub(crate) fn remove_unused(place: &Place) -> Result<()> {
-    if let Some(group) = find(place)? {
-        group
+    let Some(group) = find(place)? else {
+        return Ok(());
+    };
+    let begin = Instant::now();
+    loop {
+        let removed = group
             .remove_if_unused()
             .context("cannot remove the container's control group")?;
+        if removed || begin.elapsed() > ORPHAN {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(5));
     }
-    Ok(())
+}
+
+/// The user that the group is to belong to, where it is the top of what the container sees and can
+/// write to.
+fn owner(config: &Config) -> Option<(u32, u32)> {
+    let linux = &config.linux;
+    let new = |name: &str| {
+        let mut namespaces = linux.namespaces.iter();
+        namespaces.any(|one| one.kind == name && one.path.is_none())
+    };
+    let writable = config.mounts.iter().any(|mount| {
+        mount.kind.as_deref() == Some("cgroup")
+            && mount.destination.as_deref() == Some(Path::new("/sys/fs/cgroup"))
+            && !mount.options.iter().any(|option| option == "ro")
+    });
+    if !writable || !new("cgroup") {
+        return None;
+    }
+    let user = &config.process.as_ref()?.user;
+    let (uid, gid) = if new("user") {
+        (
+            id_map(&linux.uid_mappings).to_outside(user.uid)?,
+            id_map(&linux.gid_mappings).to_outside(user.gid)?,
+        )
+    } else {
+        (user.uid, user.gid)
+    };
+    // Nobody is given what they have.
+    (uid != rustix::process::geteuid().as_raw()).then_some((uid, gid))
 }
 
 fn check(path: &Path) -> Result<()> {

@@ -95,6 +95,11 @@ pub(crate) fn check(config: &Config) -> Result<()> {
                 ),
                 Some(_) => {}
             }
+            for (number, variable) in hook.env.iter().enumerate() {
+                if variable.find('=').is_none_or(|at| at == 0) {
+                    bail!("{place}.env[{number}]: `{variable}` is not NAME=VALUE");
+                }
+            }
             if hook.timeout.is_some_and(|timeout| timeout <= 0) {
                 bail!("{place}.timeout: must be more than 0 seconds; leave it out for none");
             }
@@ -144,8 +149,9 @@ fn run_one(
     }
     command.args(args).env_clear();
     for variable in &hook.env {
-        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
-        command.env(name, value);
+        if let Some((name, value)) = variable.split_once('=') {
+            command.env(name, value);
+        }
     }
     command
         .stdin(Stdio::piped())

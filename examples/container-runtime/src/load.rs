@@ -196,6 +196,28 @@ mod tests {
     }
 
     #[test]
+    fn what_must_be_there_is_missed() {
+        for (linux, place) in [
+            (
+                r#""uidMappings": [{"containerID": 0, "size": 1}]"#,
+                "uidMappings[0]",
+            ),
+            (r#""namespaces": [{}]"#, "namespaces[0]"),
+            (r#""seccomp": {}"#, "seccomp"),
+            (
+                r#""resources": {"hugepageLimits": [{"pageSize": "2MB"}]}"#,
+                "resources.hugepageLimits[0]",
+            ),
+        ] {
+            let message = error(&format!(
+                r#"{{"ociVersion": "1.3.0", "linux": {{{linux}}}}}"#
+            ));
+            let expected = format!("linux.{place}: missing field ");
+            assert!(message.starts_with(&expected), "{message}");
+        }
+    }
+
+    #[test]
     fn the_version_is_checked() {
         for good in ["1.0.0", "1.0.2-dev", "1.2.1", "1.3.0+x", "1.9.0"] {
             assert!(version(Some(good)).is_ok(), "{good}");

@@ -16,7 +16,9 @@ use crate::id::ContainerId;
 use crate::mounts::Mounts;
 use crate::state::{Init, State, Status};
 use crate::store::{Locked, Store};
-use crate::{container, load, network, resctrl, rootless, seccomp, shared_root, terminal, warn};
+use crate::{
+    container, load, network, place, resctrl, rootless, seccomp, shared_root, terminal, warn,
+};
 
 /// A container whose process has everything but its program.
 pub(crate) struct Made {
@@ -178,7 +180,7 @@ pub(crate) fn make(
         if !container::has_mounts_of_its_own(config) {
             shared_root::attach(&mut state, &locked)?;
         }
-        let mut starting = command.start().map_err(said)?;
+        let mut starting = command.start().map_err(|error| said(error, config))?;
         // It was born in the unified hierarchy's group; this adds those of v1.
         state.cgroup = plan.enter(&mut group, starting.pid())?;
         let Some(process) = Process::open(starting.pid())? else {
@@ -189,7 +191,7 @@ pub(crate) fn make(
             start_time: process.start_time(),
         });
         if let Some(resctrl) = &resctrl {
-            state.resctrl = resctrl.create(process.pid())?;
+            state.resctrl = Some(resctrl.create(process.pid())?);
         }
         locked.save(&state)?;
         network.move_into(&process)?;
@@ -200,12 +202,16 @@ pub(crate) fn make(
             Point::CreateContainer,
         ];
         if early.iter().any(|point| point.is_used(config)) {
-            starting.advance(Barrier::Mounted).map_err(said)?;
+            starting
+                .advance(Barrier::Mounted)
+                .map_err(|error| said(error, config))?;
             for point in early {
                 hooks::run(point, config, &state, Status::Creating, Some(&process))?;
             }
         }
-        starting.advance(Barrier::Ready).map_err(said)?;
+        starting
+            .advance(Barrier::Ready)
+            .map_err(|error| said(error, config))?;
         if let Some(listener) = starting.take_seccomp_listener() {
             seccomp::pass_listener(config, &state, &listener)?;
         }
@@ -236,8 +242,8 @@ pub(crate) fn make(
 
 /// Takes back what was made. The process and the group are gone already.
 pub(crate) fn undo(locked: Locked, state: &State, config: &Config) {
-    if let Some(directory) = &state.resctrl {
-        let _ = std::fs::remove_dir(directory);
+    if let Some(resctrl) = &state.resctrl {
+        let _ = resctrl.remove();
     }
     if state.init.is_some() {
         let _ = hooks::run(Point::Poststop, config, state, Status::Stopped, None);
@@ -281,7 +287,7 @@ impl Made {
         self.state.ready = true;
         let gone = told
             .and_then(|()| self.locked.save(&self.state))
-            .and_then(|()| go(self.starting).map_err(said));
+            .and_then(|()| go(self.starting).map_err(|error| said(error, &self.config)));
         match gone {
             Ok(child) => {
                 self.group.keep();
@@ -344,8 +350,9 @@ pub(crate) fn preserve(command: &mut Command, count: u16) -> Result<()> {
     Ok(())
 }
 
-/// An error in the words that engines look for when a program cannot be executed.
-pub(crate) fn said(error: Error) -> anyhow::Error {
+/// An error with its place in the configuration, and in the words that engines look for when a
+/// program cannot be executed.
+pub(crate) fn said(error: Error, config: &Config) -> anyhow::Error {
     let words = match &error {
         Error::NotFound {
             program, searched, ..
@@ -367,7 +374,12 @@ pub(crate) fn said(error: Error) -> anyhow::Error {
             };
             format!("exec: \"{}\": {why}", program.display())
         }
-        _ => return error.into(),
+        _ => {
+            return match place::of(&error, config) {
+                Some(place) => anyhow::Error::from(error).context(place),
+                None => error.into(),
+            };
+        }
     };
     // The rest would say the same once more.
     anyhow!(words)

@@ -20,7 +20,12 @@ impl Devices {
             let place = format!("linux.netDevices.{name}");
             let inside = device.name.as_ref().filter(|name| !name.is_empty());
             let inside = inside.unwrap_or(name).clone();
-            for (name, place) in [(name, place.clone()), (&inside, format!("{place}.name"))] {
+            // A name that ends with %d is one that the kernel completes with a number.
+            let fixed = inside.strip_suffix("%d").unwrap_or(&inside);
+            for (name, place) in [
+                (name.as_str(), place.clone()),
+                (fixed, format!("{place}.name")),
+            ] {
                 if name.is_empty()
                     || name.len() > 15
                     || name == "."
@@ -51,31 +56,70 @@ impl Devices {
     /// Moves them into the network namespace of a process; addresses go with them, by ip(8).
     pub(crate) fn move_into(&self, process: &Process) -> Result<()> {
         for (name, inside) in &self.0 {
-            let place = || format!("linux.netDevices.{name}");
-            let addresses = addresses(name).with_context(place)?;
-            let pid = process.pid().to_string();
-            ip(&["link", "set", "dev", name, "netns", &pid, "name", inside]).with_context(place)?;
-            for address in addresses {
-                inside_of(process, &["address", "add", &address, "dev", inside])
-                    .with_context(place)?;
-            }
-            inside_of(process, &["link", "set", "dev", inside, "up"]).with_context(place)?;
+            move_one(name, inside, process).with_context(|| format!("linux.netDevices.{name}"))?;
         }
         Ok(())
     }
 }
 
-/// The global addresses of a device, which it loses when it is moved.
-fn addresses(name: &str) -> Result<Vec<String>> {
-    let text = ip(&["-o", "address", "show", "dev", name, "scope", "global"])?;
-    Ok(text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            words.find(|word| matches!(*word, "inet" | "inet6"))?;
-            words.next().map(str::to_owned)
-        })
-        .collect())
+fn move_one(name: &str, inside: &str, process: &Process) -> Result<()> {
+    let addresses = addresses(name)?;
+    let pid = process.pid().to_string();
+    let before = if inside.ends_with("%d") {
+        names(process)?
+    } else {
+        Vec::new()
+    };
+    ip(&["link", "set", "dev", name, "netns", &pid, "name", inside])?;
+    let inside = if inside.ends_with("%d") {
+        let new = names(process)?
+            .into_iter()
+            .find(|name| !before.contains(name));
+        new.context("the device is gone again")?
+    } else {
+        inside.to_owned()
+    };
+    for address in &addresses {
+        let words = address.iter().map(String::as_str);
+        let line: Vec<&str> = ["address", "add"]
+            .into_iter()
+            .chain(words)
+            .chain(["dev", &inside])
+            .collect();
+        inside_of(process, &line)?;
+    }
+    inside_of(process, &["link", "set", "dev", &inside, "up"]).map(drop)
+}
+
+/// The devices in the network namespace of a process.
+fn names(process: &Process) -> Result<Vec<String>> {
+    let text = inside_of(process, &["-o", "link", "show"])?;
+    // `2: eth0@if3: <...`
+    let name = |line: &str| {
+        line.split([':', '@'])
+            .nth(1)
+            .map(|name| name.trim().to_owned())
+    };
+    Ok(text.lines().filter_map(name).collect())
+}
+
+/// The permanent, global addresses of a device, which it loses when it is moved; each as ip(8)
+/// takes it.
+fn addresses(name: &str) -> Result<Vec<Vec<String>>> {
+    let show = ["-o", "address", "show", "dev", name];
+    let text = ip(&[&show[..], &["scope", "global", "permanent"]].concat())?;
+    Ok(text.lines().filter_map(address).collect())
+}
+
+/// `2: eth0    inet 10.0.0.1 peer 10.0.0.2/32 scope global eth0 ...`
+fn address(line: &str) -> Option<Vec<String>> {
+    let mut words = line.split_whitespace().map(str::to_owned);
+    words.find(|word| matches!(word.as_str(), "inet" | "inet6"))?;
+    let mut address = vec![words.next()?];
+    if words.next()? == "peer" {
+        address.extend(["peer".to_owned(), words.next()?]);
+    }
+    Some(address)
 }
 
 fn ip(arguments: &[&str]) -> Result<String> {
@@ -94,7 +138,7 @@ fn ip(arguments: &[&str]) -> Result<String> {
 }
 
 /// The same in the network namespace of a process, with this process's files.
-fn inside_of(process: &Process, arguments: &[&str]) -> Result<()> {
+fn inside_of(process: &Process, arguments: &[&str]) -> Result<String> {
     let output = namespaces::Command::new("ip")
         .args(arguments)
         .join(Namespace::Net, process)
@@ -107,7 +151,7 @@ fn inside_of(process: &Process, arguments: &[&str]) -> Result<()> {
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]
@@ -120,8 +164,9 @@ mod tests {
             let text = format!(r#"{{"ociVersion": "1.3.0", "linux": {json}}}"#);
             Devices::of(&crate::load::parse(&text).unwrap().0)
         };
-        let good = r#"{"namespaces": [{"type": "network"}], "netDevices": {"eth1": {"name": "net0"}, "x": {}}}"#;
-        let expected = [("eth1", "net0"), ("x", "x")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        let good = r#"{"namespaces": [{"type": "network"}], "netDevices": {"eth1": {"name": "net0"}, "x": {}, "y": {"name": "net%d"}}}"#;
+        let expected = [("eth1", "net0"), ("x", "x"), ("y", "net%d")]
+            .map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(of(good).unwrap().0, expected);
         for (wrong, place) in [
             (r#"{"netDevices": {"eth1": {}}}"#, "linux.netDevices"),
@@ -138,9 +183,34 @@ mod tests {
                 r#"{"netDevices": {"a": {"name": "longer-than-fifteen"}}}"#,
                 "linux.netDevices.a.name",
             ),
+            (
+                r#"{"netDevices": {"%d": {"name": "x"}}}"#,
+                "linux.netDevices.%d",
+            ),
+            (
+                r#"{"netDevices": {"a": {"name": "n%dx"}}}"#,
+                "linux.netDevices.a.name",
+            ),
         ] {
             let message = of(wrong).unwrap_err().to_string();
             assert!(message.starts_with(&format!("{place}: ")), "{message}");
         }
+    }
+    #[test]
+    fn addresses_are_read_with_their_peers() {
+        let words = |line| address(line).unwrap().join(" ");
+        assert_eq!(
+            words("2: e0    inet 10.1.2.3/24 brd 10.1.2.255 scope global e0\\  valid_lft forever"),
+            "10.1.2.3/24"
+        );
+        assert_eq!(
+            words("2: e0    inet 10.5.0.1 peer 10.5.0.2/32 scope global e0"),
+            "10.5.0.1 peer 10.5.0.2/32"
+        );
+        assert_eq!(
+            words("2: e0    inet6 fd00::1/64 scope global"),
+            "fd00::1/64"
+        );
+        assert_eq!(address("2: e0: <UP> mtu 1500"), None);
     }
 }

@@ -30,7 +30,10 @@ fn node(asked: &config::Device, place: &str) -> Result<Device> {
         "p" => DeviceKind::Fifo,
         other => bail!("{place}.type: `{other}` is none; choose among c, b, u, p"),
     };
-    let number = |number: i64, name: &str| {
+    let number = |number: Option<i64>, name: &str| {
+        let Some(number) = number else {
+            bail!("{place}.{name}: missing; write the device's number");
+        };
         u32::try_from(number)
             .with_context(|| format!("{place}.{name}: {number} is no device number"))
     };
@@ -58,8 +61,9 @@ mod tests {
             (r#"{"type": "c", "path": "dev/x"}"#, "x.path"),
             (r#"{"type": "z", "path": "/dev/x"}"#, "x.type"),
             (r#"{"type": "c", "path": "/dev/x", "major": -1}"#, "x.major"),
+            (r#"{"type": "c", "path": "/dev/x", "major": 1}"#, "x.minor"),
             (
-                r#"{"type": "b", "path": "/dev/x", "minor": 4294967296}"#,
+                r#"{"type": "b", "path": "/dev/x", "major": 8, "minor": 4294967296}"#,
                 "x.minor",
             ),
         ] {

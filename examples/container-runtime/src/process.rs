@@ -84,9 +84,7 @@ fn limit<'a>(
     if earlier.any(|other| other.kind == rlimit.kind) {
         bail!("{place}.type: {} is limited twice; keep one", rlimit.kind);
     }
-    let (Some(soft), Some(hard)) = (rlimit.soft, rlimit.hard) else {
-        bail!("{place}: needs both soft and hard");
-    };
+    let (soft, hard) = (rlimit.soft, rlimit.hard);
     if soft > hard {
         bail!("{place}.soft: {soft} is more than hard, {hard}; lower it");
     }
@@ -231,18 +229,17 @@ mod tests {
             hard,
         };
         let error = |rlimit: &Rlimit| limit(rlimit, [].iter(), 3).unwrap_err().to_string();
-        let message = error(&rlimit("RLIMIT_X", Some(1), Some(1)));
+        let message = error(&rlimit("RLIMIT_X", 1, 1));
         assert!(
             message.starts_with("process.rlimits[3].type: "),
             "{message}"
         );
-        let message = error(&rlimit("RLIMIT_CPU", Some(2), Some(1)));
+        let message = error(&rlimit("RLIMIT_CPU", 2, 1));
         assert!(
             message.starts_with("process.rlimits[3].soft: "),
             "{message}"
         );
-        assert!(error(&rlimit("RLIMIT_CPU", None, Some(1))).contains("both"));
-        let twice = rlimit("RLIMIT_CPU", Some(1), Some(u64::MAX));
+        let twice = rlimit("RLIMIT_CPU", 1, u64::MAX);
         assert!(limit(&twice, [twice.clone()].iter(), 1).is_err());
         let (_, value) = limit(&twice, [].iter(), 0).unwrap();
         assert_eq!(

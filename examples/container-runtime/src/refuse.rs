@@ -64,7 +64,7 @@ mod tests {
             (r#""vm": {"kernel": {"path": "/x"}}"#, "vm"),
             (r#""process": {"commandLine": "x"}"#, "process.commandLine"),
             (
-                r#""process": {"user": {"username": "x"}}"#,
+                r#""process": {"user": {"uid": 0, "gid": 0, "username": "x"}}"#,
                 "process.user.username",
             ),
         ] {

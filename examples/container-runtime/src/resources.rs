@@ -1,7 +1,8 @@
 //! `linux.resources`: what the container may use.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -25,15 +26,18 @@ pub(crate) struct Resources {
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
     Limits(Box<Limits>),
-    /// A file of a controller that has no counterpart in both versions.
+    /// A file of a controller by its name on v1, and on v2 if it has a counterpart there.
     File {
         controller: Controller,
-        version: Version,
-        name: String,
+        v1: &'static str,
+        v2: Option<&'static str>,
         value: String,
     },
-    /// `memory.reservation`, which v1 knows as a soft limit.
-    Reservation(Max<Bytes>),
+    /// The most huge pages of a size that can be reserved; older kernels count those in use alone.
+    Reserved {
+        size: Bytes,
+        limit: Bytes,
+    },
     /// A period without a quota: of the quota that is there.
     Period(Duration),
     /// A file of the unified hierarchy by its name.
@@ -43,6 +47,15 @@ enum Step {
     },
 }
 
+/// What is to be written to a file of a control group.
+struct Write<'a> {
+    directory: BorrowedFd<'a>,
+    name: String,
+    value: String,
+    /// Nothing is to be done where the kernel has no such file.
+    optional: bool,
+}
+
 impl Resources {
     /// What the configuration asks for.
     pub(crate) fn of(resources: &config::Resources) -> Result<Self> {
@@ -50,10 +63,8 @@ impl Resources {
         all.memory(&resources.memory)?;
         all.cpu(&resources.cpu)?;
         if let Some(limit) = resources.pids.limit {
-            let limit = match u64::try_from(limit) {
-                Ok(limit) if limit > 0 => Max::At(limit),
-                _ => Max::Unlimited,
-            };
+            // With 0 there is the first process alone, which is what 1 comes to; systemd takes no 0.
+            let limit = u64::try_from(limit).map_or(Max::Unlimited, |limit| Max::At(limit.max(1)));
             all.limit("pids.limit", Limits::new().pids_max(limit));
         }
         all.block_io(&resources.block_io)?;
@@ -97,6 +108,34 @@ impl Resources {
         Ok(())
     }
 
+    /// The same for a group in use: all or nothing.
+    pub(crate) fn change(&self, group: &Cgroup) -> Result<()> {
+        let mut limits = group.limits()?;
+        let mut files = Vec::new();
+        for (property, step) in &self.steps {
+            let changed = step.file(group).and_then(|file| {
+                let before = file.as_ref().and_then(|file| file.read().ok());
+                step.apply(group)?;
+                files.extend(file.zip(before));
+                Ok(())
+            });
+            if let Err(error) = changed {
+                for (file, before) in files.iter().rev() {
+                    // Files that have a line for each device take one at a time.
+                    for line in before.lines() {
+                        let _ = file.write(line);
+                    }
+                }
+                if limits.memory_max == Some(Max::Unlimited) {
+                    limits.memory_swap_max = None;
+                }
+                let _ = group.apply(&limits);
+                return Err(error).with_context(|| format!("linux.resources.{property}"));
+            }
+        }
+        Ok(())
+    }
+
     fn push(&mut self, property: &str, step: Step) {
         self.steps.push((property.to_owned(), step));
     }
@@ -105,13 +144,15 @@ impl Resources {
         self.push(property, Step::Limits(Box::new(limits)));
     }
 
-    fn file(&mut self, property: &str, controller: Controller, name: &str, value: String) {
+    /// A file that v1 alone has.
+    fn file(&mut self, property: &str, controller: Controller, v1: &'static str, value: String) {
+        let v2 = None;
         self.push(
             property,
             Step::File {
                 controller,
-                version: Version::V1,
-                name: name.to_owned(),
+                v1,
+                v2,
                 value,
             },
         );
@@ -139,7 +180,20 @@ impl Resources {
             self.limit("memory.swap", Limits::new().memory_swap_max(swap));
         }
         if let Some(reservation) = bytes(memory.reservation, "reservation")? {
-            self.push("memory.reservation", Step::Reservation(reservation));
+            // v2 protects so much instead of taking what is above first. Both are writable as these.
+            let value = match reservation.limit() {
+                Some(limit) => limit.get().to_string(),
+                None => i64::MAX.to_string(),
+            };
+            self.push(
+                "memory.reservation",
+                Step::File {
+                    controller: Controller::Memory,
+                    v1: "memory.soft_limit_in_bytes",
+                    v2: Some("memory.low"),
+                    value,
+                },
+            );
         }
         for (property, value, name) in [
             ("kernel", memory.kernel, "memory.kmem.limit_in_bytes"),
@@ -276,8 +330,10 @@ impl Resources {
                 let value = weight(value, &format!("{place}.weight"))?;
                 self.push(
                     &format!("blockIO.{place}.weight"),
-                    Step::Unified {
-                        name: "io.bfq.weight".to_owned(),
+                    Step::File {
+                        controller: Controller::Io,
+                        v1: "blkio.bfq.weight_device",
+                        v2: Some("io.bfq.weight"),
                         value: format!("{number} {value}"),
                     },
                 );
@@ -340,8 +396,13 @@ impl Resources {
                 .page_size
                 .parse()
                 .with_context(|| format!("linux.resources.hugepageLimits[{index}].pageSize"))?;
-            let limits = Limits::new().hugetlb_max([(size, Max::At(Bytes::new(huge.limit)))]);
-            self.limit(&format!("hugepageLimits[{index}]"), limits);
+            let limit = Bytes::new(huge.limit);
+            let property = format!("hugepageLimits[{index}]");
+            self.limit(
+                &property,
+                Limits::new().hugetlb_max([(size, Max::At(limit))]),
+            );
+            self.push(&property, Step::Reserved { size, limit });
         }
         if let Some(class) = resources.network.class_id.filter(|class| *class != 0) {
             self.limit("network.classID", Limits::new().net_cls_classid(class));
@@ -371,33 +432,6 @@ impl Step {
     fn apply(&self, group: &Cgroup) -> Result<()> {
         match self {
             Self::Limits(limits) => group.apply(limits)?,
-            Self::File {
-                controller,
-                version,
-                name,
-                value,
-            } => {
-                if group.hierarchy().version_of(*controller) != Some(*version) {
-                    bail!(
-                        "{name} is of cgroup v1's {controller} controller, which this machine does not have; remove it, or write what cgroup v2 has for it in linux.resources.unified"
-                    );
-                }
-                write(group, *controller, name, value)?;
-            }
-            Self::Reservation(limit) => match group.hierarchy().version_of(Controller::Memory) {
-                Some(Version::V1) => {
-                    let value = limit
-                        .limit()
-                        .map_or("-1".to_owned(), |limit| limit.get().to_string());
-                    write(
-                        group,
-                        Controller::Memory,
-                        "memory.soft_limit_in_bytes",
-                        &value,
-                    )?;
-                }
-                _ => group.apply(&Limits::new().memory_low(*limit))?,
-            },
             Self::Period(period) => {
                 // Without a quota a period limits nothing.
                 if let Some(Max::At(quota)) = group.limits()?.cpu_max {
@@ -405,50 +439,121 @@ impl Step {
                     group.apply(&Limits::new().cpu_max(quota))?;
                 }
             }
-            Self::Unified { name, value } => {
-                let controller = name.split('.').next().unwrap_or_default();
-                match Controller::ALL
-                    .iter()
-                    .copied()
-                    .find(|known| known.name() == controller)
-                {
-                    Some(controller) => {
-                        if group.hierarchy().version_of(controller) != Some(Version::V2) {
-                            bail!(
-                                "{controller} is not a controller of cgroup v2 on this machine; remove it, or boot with cgroup_no_v1={controller}"
-                            );
-                        }
-                        group.enable(controller)?;
-                        write(group, controller, name, value)?;
-                    }
-                    None if controller == "cgroup" => {
-                        let Some(directory) = group.unified_directory() else {
-                            bail!("cgroup v2 is not mounted on this machine; remove it");
-                        };
-                        write_in(directory, name, value)?;
-                    }
-                    None => bail!("{controller} is no controller; remove it"),
+            Self::File { .. } | Self::Reserved { .. } | Self::Unified { .. } => {
+                if let Some(file) = self.file(group)? {
+                    file.write(&file.value)?;
                 }
             }
         }
         Ok(())
     }
-}
 
-fn write(group: &Cgroup, controller: Controller, name: &str, value: &str) -> Result<()> {
-    match group.directory_of(controller) {
-        Some(directory) => write_in(directory, name, value),
-        None => bail!("the {controller} controller is not available to this group"),
+    /// What is to be written to a file, if that is the step.
+    fn file<'a>(&self, group: &'a Cgroup) -> Result<Option<Write<'a>>> {
+        let version_of = |controller| group.hierarchy().version_of(controller);
+        let directory_of = |controller| match group.directory_of(controller) {
+            Some(directory) => Ok(directory),
+            None => bail!("the {controller} controller is not available to this group"),
+        };
+        let (directory, name, value) = match self {
+            Self::Limits(_) | Self::Period(_) => return Ok(None),
+            Self::File {
+                controller,
+                v1,
+                v2,
+                value,
+            } => {
+                let name = match (version_of(*controller), v2) {
+                    (Some(Version::V1), _) => v1,
+                    (Some(Version::V2), Some(v2)) => {
+                        group.enable(*controller)?;
+                        v2
+                    }
+                    _ => bail!(
+                        "{v1} is of cgroup v1's {controller} controller, which this machine does not have; remove it, or write what cgroup v2 has for it in linux.resources.unified"
+                    ),
+                };
+                (
+                    directory_of(*controller)?,
+                    (*name).to_owned(),
+                    value.clone(),
+                )
+            }
+            Self::Reserved { size, limit } => {
+                let size = page_size(*size);
+                let name = match version_of(Controller::Hugetlb) {
+                    Some(Version::V1) => format!("hugetlb.{size}.rsvd.limit_in_bytes"),
+                    _ => format!("hugetlb.{size}.rsvd.max"),
+                };
+                (
+                    directory_of(Controller::Hugetlb)?,
+                    name,
+                    limit.get().to_string(),
+                )
+            }
+            Self::Unified { name, value } => {
+                let prefix = name.split('.').next().unwrap_or_default();
+                let mut known = Controller::ALL.iter().copied();
+                let directory = match known.find(|known| known.name() == prefix) {
+                    Some(controller) => {
+                        if version_of(controller) != Some(Version::V2) {
+                            bail!(
+                                "{controller} is not a controller of cgroup v2 on this machine; remove it, or boot with cgroup_no_v1={controller}"
+                            );
+                        }
+                        group.enable(controller)?;
+                        directory_of(controller)?
+                    }
+                    None if prefix == "cgroup" => match group.unified_directory() {
+                        Some(directory) => directory,
+                        None => bail!("cgroup v2 is not mounted on this machine; remove it"),
+                    },
+                    None => bail!("{prefix} is no controller; remove it"),
+                };
+                (directory, name.clone(), value.clone())
+            }
+        };
+        Ok(Some(Write {
+            directory,
+            name,
+            value,
+            optional: matches!(self, Self::Reserved { .. }),
+        }))
     }
 }
 
-fn write_in(directory: std::os::fd::BorrowedFd<'_>, name: &str, value: &str) -> Result<()> {
-    let cannot = || format!("cannot write `{value}` to {name}");
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::openat(directory, name, flags, Mode::empty()).with_context(cannot)?;
-    File::from(file)
-        .write_all(value.as_bytes())
-        .with_context(cannot)
+impl Write<'_> {
+    fn open(&self, access: OFlags) -> io::Result<File> {
+        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(self.directory, &self.name, flags, Mode::empty())?;
+        Ok(file.into())
+    }
+
+    /// What is there now.
+    fn read(&self) -> io::Result<String> {
+        let mut text = String::new();
+        self.open(OFlags::RDONLY)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    fn write(&self, value: &str) -> Result<()> {
+        let written = self
+            .open(OFlags::WRONLY)
+            .and_then(|mut file| file.write_all(value.as_bytes()));
+        match written {
+            Err(error) if self.optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.with_context(|| format!("cannot write `{value}` to {}", self.name)),
+        }
+    }
+}
+
+/// The name of a size of huge pages, as the kernel has it.
+pub(crate) fn page_size(size: Bytes) -> String {
+    match size.get() {
+        large if large >= 1 << 30 => format!("{}GB", large >> 30),
+        medium if medium >= 1 << 20 => format!("{}MB", medium >> 20),
+        small => format!("{}KB", small >> 10),
+    }
 }
 
 /// Engines write 0 where nothing was asked for, and -1 for no limit.
@@ -503,7 +608,7 @@ mod tests {
     fn zero_asks_for_nothing() {
         let zeros = r#"{"memory": {"limit": 0, "swap": 0}, "cpu": {"shares": 0, "quota": 0, "period": 0, "cpus": ""}, "blockIO": {"weight": 0}}"#;
         assert_eq!(of(zeros).unwrap(), []);
-        let unlimited = of(r#"{"memory": {"limit": -1}, "pids": {"limit": 0}}"#).unwrap();
+        let unlimited = of(r#"{"memory": {"limit": -1}, "pids": {"limit": -1}}"#).unwrap();
         assert_eq!(
             unlimited[0].1,
             Step::Limits(Box::new(Limits::new().memory_max(Max::Unlimited)))
@@ -512,6 +617,11 @@ mod tests {
             unlimited[1].1,
             Step::Limits(Box::new(Limits::new().pids_max(Max::Unlimited)))
         );
+        // Of processes it is a number.
+        assert_eq!(
+            of(r#"{"pids": {"limit": 0}}"#).unwrap()[0].1,
+            Step::Limits(Box::new(Limits::new().pids_max(1)))
+        );
     }
 
     #[test]
@@ -519,11 +629,11 @@ mod tests {
         for (wrong, place) in [
             (r#"{"blockIO": {"weight": 5}}"#, "blockIO.weight"),
             (
-                r#"{"blockIO": {"weightDevice": [{"weight": 5000}]}}"#,
+                r#"{"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 5000}]}}"#,
                 "blockIO.weightDevice[0].weight",
             ),
             (
-                r#"{"hugepageLimits": [{"pageSize": "big"}]}"#,
+                r#"{"hugepageLimits": [{"pageSize": "big", "limit": 1}]}"#,
                 "hugepageLimits[0].pageSize",
             ),
             (r#"{"unified": {"../x.y": "1"}}"#, "unified.../x.y"),

@@ -101,6 +101,12 @@ fn with_criu(
         .option("--pidfile", pid_file.as_os_str())
         .flag("--restore-detached")
         .flag("--restore-sibling");
+    if let Some(profile) = &options.lsm_profile {
+        criu.option("--lsm-profile", profile);
+    }
+    if let Some(context) = &options.lsm_mount_context {
+        criu.option("--lsm-mount-context", context);
+    }
     for (target, source) in criu::mounts_from_outside(config, &state.bundle, &state.rootfs) {
         criu.external(&format!("mnt[{}]", target.display()), &source);
     }
@@ -136,7 +142,10 @@ fn with_criu(
         anyhow::Error::from(error).context("cannot run criu; install it, or name it with --criu")
     })?;
     state.cgroup = plan.enter(&mut group, starting.pid())?;
-    let status = starting.exec().map_err(make::said)?.wait()?;
+    let status = starting
+        .exec()
+        .map_err(|error| make::said(error, config))?
+        .wait()?;
     criu.check(status)?;
 
     let text = fs::read_to_string(&pid_file)

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::group::{self, Place};
+use crate::resctrl;
 use crate::spec::OCI_VERSION;
 use crate::store::Entry;
 
@@ -29,9 +30,9 @@ pub(crate) struct State {
     /// The process waits to be started, or runs: everything before has been done.
     pub(crate) ready: bool,
     pub(crate) cgroup: Place,
-    /// The directory of resctrl that is the container's own.
+    /// Its group of resctrl.
     #[serde(default)]
-    pub(crate) resctrl: Option<PathBuf>,
+    pub(crate) resctrl: Option<resctrl::Group>,
     /// The mount of the root filesystem, where the container shares the machine's mounts.
     #[serde(default)]
     pub(crate) shared_root: Option<u64>,

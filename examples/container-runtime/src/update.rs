@@ -10,27 +10,43 @@ use crate::cli::Update;
 use crate::config;
 use crate::group;
 use crate::load;
-use crate::resctrl;
 use crate::resources::Resources;
-use crate::state::Status;
+use crate::state::{State, Status};
 use crate::store::Store;
 
 /// Changes the limits of a container, all or none.
 pub(crate) fn update(store: &Store, options: &Update) -> Result<()> {
-    let asked = asked(options)?;
-    let resources = Resources::of(&asked)?;
+    let mut asked = asked(options)?;
     let locked = store.open(&options.id)?.lock()?;
     let state = locked.state()?;
     if state.status(&locked)? == Status::Stopped {
         bail!("container not running: {}", options.id.as_str());
     }
-    if options.l3_cache_schema.is_some() || options.mem_bw_schema.is_some() {
-        let Some(directory) = &state.resctrl else {
-            bail!("the container has no group of resctrl; ask for one with linux.intelRdt");
-        };
-        let lines = [&options.l3_cache_schema, &options.mem_bw_schema];
-        resctrl::write(directory, lines.into_iter().flatten())?;
+    let schemata: Vec<String> = [&options.l3_cache_schema, &options.mem_bw_schema]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
+    if schemata.is_empty() {
+        return limit(&mut asked, &state);
     }
+    let Some(resctrl) = &state.resctrl else {
+        bail!("the container has no group of resctrl; ask for one with linux.intelRdt");
+    };
+    let before = resctrl.change(&schemata)?;
+    limit(&mut asked, &state).inspect_err(|_| drop(resctrl.change(&before)))
+}
+
+/// Changes the limits of its control group.
+fn limit(asked: &mut config::Resources, state: &State) -> Result<()> {
+    let swap = asked.memory.swap.is_some_and(|swap| swap > 0);
+    if swap && asked.memory.limit.is_none_or(|limit| limit == 0) {
+        // The kernel counts swap by itself, for which the limit that is there is to be known.
+        let limits = group::open(&state.cgroup)?.limits()?;
+        let limit = limits.memory_max.and_then(Max::limit);
+        asked.memory.limit = limit.and_then(|limit| i64::try_from(limit.get()).ok());
+    }
+    let resources = Resources::of(asked)?;
     if resources.is_empty() {
         return Ok(());
     }
@@ -48,18 +64,12 @@ pub(crate) fn update(store: &Store, options: &Update) -> Result<()> {
             stats.current.get()
         );
     }
-    if let Some(scope) = &state.cgroup.scope {
-        scope.limit(&resources)?;
+    resources.change(&group)?;
+    // What the kernel has taken systemd takes, too.
+    match &state.cgroup.scope {
+        Some(scope) => scope.limit(&resources),
+        None => Ok(()),
     }
-    let before = group.limits()?;
-    resources.apply(&group).inspect_err(|_| {
-        // What had been set before the one that failed.
-        let mut before = before.clone();
-        if before.memory_max == Some(Max::Unlimited) {
-            before.memory_swap_max = None;
-        }
-        let _ = group.apply(&before);
-    })
 }
 
 fn asked(options: &Update) -> Result<config::Resources> {

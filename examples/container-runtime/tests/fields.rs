@@ -6,7 +6,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Bundle, create, stderr, stdout, unique};
+use common::{Bundle, OURS, create, stderr, stdout, unique};
 use serde_json::{Value, json};
 
 fn sh(script: &str) -> Bundle {
@@ -212,4 +212,140 @@ fn without_a_mount_namespace_the_machines_is_used_and_left_as_it_was() {
     bundle.set("/process/args", json!(["/bin/nothing"]));
     assert_eq!(bundle.run().status.code(), Some(1));
     assert_eq!(mounted_in(&bundle), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_process_is_what_it_is_asked_to_be() {
+    let mut bundle = sh(
+        "busybox ionice; busybox uname -m; cut -d ' ' -f 41 /proc/self/stat; \
+         sed -n '1s/^[0-9a-f]* \\([a-z:0-9]*\\).*/\\1/p' /proc/self/numa_maps; \
+         sed 's/\\..*//' /proc/uptime",
+    );
+    bundle
+        .set(
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_BE", "priority": 6}),
+        )
+        .set("/process/scheduler", json!({"policy": "SCHED_BATCH"}))
+        .set("/linux/personality", json!({"domain": "LINUX32"}))
+        .set(
+            "/linux/memoryPolicy",
+            json!({"mode": "MPOL_BIND", "nodes": "0"}),
+        )
+        .set("/linux/namespaces/-", json!({"type": "time"}))
+        .set(
+            "/linux/timeOffsets",
+            json!({"boottime": {"secs": 1_000_000_000}}),
+        );
+    let text = seen(&bundle);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..4], ["best-effort: prio 6", "i686", "3", "bind:0"]);
+    assert!(lines[4].parse::<u64>().unwrap() > 1_000_000_000, "{text}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_the_kernel_refuses_is_named() {
+    for (pointer, value, place) in [
+        (
+            "/linux/memoryPolicy",
+            json!({"mode": "MPOL_BIND"}),
+            "linux.memoryPolicy",
+        ),
+        (
+            "/mounts/-",
+            json!({"destination": "/tmp", "type": "tmpfs", "options": ["frob=1"]}),
+            "mounts[7]",
+        ),
+        (
+            "/linux/namespaces/0",
+            json!({"type": "network", "path": "/proc/self/ns/pid"}),
+            "linux.namespaces[0].path",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/bin/sh", "type": "c", "major": 1, "minor": 3}]),
+            "linux.devices[0]",
+        ),
+        (
+            "/linux/sysctl",
+            json!({"net.ipv4.ip_forward": "x"}),
+            "linux.sysctl",
+        ),
+        ("/process/cwd", json!("/bin/busybox"), "process.cwd"),
+    ] {
+        let mut bundle = sh("true");
+        if place.starts_with("linux.namespaces") {
+            bundle.set("/linux/namespaces", json!([{"type": "mount"}]));
+            bundle.set("/hostname", json!(null));
+        }
+        bundle.set(pointer, value);
+        let output = bundle.run();
+        assert_eq!(output.status.code(), Some(1), "{place}");
+        let message = stderr(&output);
+        assert!(message.contains(&format!(": {place}: ")), "{message}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn network_devices_are_moved_with_their_addresses() {
+    let mut bundle = sh("cd /sys/class/net; ls -d *; busybox ip -o address show | sed 's/brd.*//'");
+    bundle.set(
+        "/linux/netDevices",
+        json!({"out0": {"name": "in0"}, "out1": {"name": "nic%d"}}),
+    );
+    bundle.write();
+    // All of it in a network namespace that goes with the command.
+    let script = format!(
+        "ip link add out0 type veth peer name out1
+         ip address add 10.9.0.1/24 dev out0
+         ip address add 10.9.1.1 peer 10.9.1.2/32 dev out1
+         exec {OURS} --root {} run --bundle {} {}",
+        bundle.state().display(),
+        bundle.path().display(),
+        unique()
+    );
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-ec", &script])
+        .stdin(Stdio::null())
+        .output()
+        .expect("unshare; is util-linux installed?");
+    let text = stdout(&output);
+    assert!(
+        text.starts_with("in0\nlo\nnic0\n"),
+        "{text}{}",
+        stderr(&output)
+    );
+    for address in [
+        "in0    inet 10.9.0.1/24 ",
+        "nic0    inet 10.9.1.1 peer 10.9.1.2/32 ",
+    ] {
+        assert!(text.contains(address), "{text}");
+    }
+}
+
+#[test]
+#[ignore = "needs lab"]
+fn the_group_is_the_users_where_it_can_be_written_to() {
+    let script = "cd /sys/fs/cgroup; busybox mkdir below && echo made; echo 10 > pids.max; echo $?";
+    let mut bundle = sh(script);
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let cgroup = mounts.iter_mut().find(|mount| mount["type"] == "cgroup");
+    cgroup.expect("it is among the default mounts")["options"] =
+        json!(["nosuid", "nodev", "noexec"]);
+    bundle
+        .set("/root/readonly", json!(false))
+        .set("/linux/namespaces/-", json!({"type": "user"}));
+    for property in ["uidMappings", "gidMappings"] {
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        bundle.set(&format!("/linux/{property}"), map);
+    }
+    assert_eq!(seen(&bundle), "made\n1\n");
+    // Where it is only shown, it is nobody's.
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let cgroup = mounts.iter_mut().find(|mount| mount["type"] == "cgroup");
+    cgroup.unwrap()["options"] = json!(["nosuid", "nodev", "noexec", "ro"]);
+    assert_eq!(seen(&bundle), "1\n");
 }

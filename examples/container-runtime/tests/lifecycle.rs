@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Bundle, OURS, create, received, said, stderr, stdout, unique};
+use common::{Bundle, OURS, create, eventually, received, said, stderr, stdout, unique};
 use serde_json::{Value, json};
 
 fn sh(script: &str) -> Bundle {
@@ -20,14 +20,6 @@ fn sh(script: &str) -> Bundle {
 fn status(bundle: &Bundle, id: &str) -> Value {
     let state: Value = serde_json::from_str(&bundle.done(&["state", id])).unwrap();
     state["status"].clone()
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_mins(1), "never: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -192,6 +184,77 @@ fn limits_are_changed_all_or_none() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("cpu.cpus"), "{refused:?}");
     assert_eq!(stats()["data"]["pids"]["limit"], 20);
+
+    // Nor of what goes to a file as it is.
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let (file, resources) = if unified {
+        let file = format!("/sys/fs/cgroup/{id}/memory.high");
+        let resources = json!({"unified": {"memory.high": "1048576"}});
+        (file, resources)
+    } else {
+        let file = format!("/sys/fs/cgroup/memory/{id}/memory.swappiness");
+        (file, json!({"memory": {"swappiness": 11}}))
+    };
+    let before = fs::read_to_string(&file).unwrap();
+    let given = bundle.path().join("resources.json");
+    let update = |resources: &Value| {
+        fs::write(&given, resources.to_string()).unwrap();
+        bundle.ours(&["update", "--resources", given.to_str().unwrap(), id])
+    };
+    let mut wrong = resources.clone();
+    wrong["unified"]["rdma.no-such-file"] = json!("1");
+    let refused = update(&wrong);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("unified.rdma"), "{refused:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), before);
+    let taken = update(&resources);
+    assert!(taken.status.success(), "{}", stderr(&taken));
+    assert_ne!(fs::read_to_string(&file).unwrap(), before);
+    bundle.done(&["delete", "--force", id]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn swap_is_counted_from_the_limit_that_is_there() {
+    let bundle = sh("sleep 1000");
+    let id = &unique();
+    create(&bundle, id, &[]);
+    let refused = bundle.ours(&["update", "--memory-swap", "96M", id]);
+    assert!(stderr(&refused).contains("memory.swap: "), "{refused:?}");
+    bundle.done(&["update", "--memory", "64M", "--memory-swap", "64M", id]);
+    bundle.done(&["update", "--memory-swap", "96M", id]);
+    let stats: Value = serde_json::from_str(&bundle.done(&["events", "--stats", id])).unwrap();
+    let memory = &stats["data"]["memory"];
+    assert_eq!(memory["usage"]["limit"], 64 << 20);
+    assert_eq!(memory["swap"]["limit"], 32 << 20);
+    bundle.done(&["delete", "--force", id]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_process_that_enters_may_be_put_into_a_group_below() {
+    let bundle = sh("sleep 1000");
+    let id = &unique();
+    create(&bundle, id, &[]);
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let (group, option, expected) = if unified {
+        (format!("/sys/fs/cgroup/{id}/sub"), "/sub", "0::/sub")
+    } else {
+        let group = format!("/sys/fs/cgroup/pids/{id}/sub");
+        (group, "pids:/sub", ":pids:/sub")
+    };
+    fs::create_dir(group).unwrap();
+    let enter = |option| bundle.ours(&["exec", "--cgroup", option, id, "cat", "/proc/self/cgroup"]);
+    let output = enter(option);
+    let text = stdout(&output);
+    let below: Vec<&str> = text.lines().filter(|line| line.ends_with("/sub")).collect();
+    assert_eq!(below.len(), 1, "{text}{}", stderr(&output));
+    assert!(below[0].ends_with(expected), "{text}");
+    for (option, why) in [("/nowhere", "nowhere"), ("frob:/sub", "frob")] {
+        let refused = enter(option);
+        assert_eq!(refused.status.code(), Some(255));
+        assert!(stderr(&refused).contains(why), "{refused:?}");
+    }
     bundle.done(&["delete", "--force", id]);
 }
 

@@ -6,9 +6,8 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use common::{Bundle, OURS, stderr, stdout, unique};
+use common::{Bundle, OURS, eventually, stderr, stdout, unique};
 use serde_json::{Value, json};
 
 fn sh(script: &str) -> Bundle {
@@ -27,14 +26,6 @@ fn groups_of(name: &str) -> Vec<PathBuf> {
             (kind.starts_with("cgroup") && group.exists()).then_some(group)
         })
         .collect()
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_mins(1), "never: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// A script to run, and the changes to the default configuration: JSON pointers and values.

@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use common::{Bundle, OURS, stderr, stdout};
 use serde_json::{Value, json};
@@ -54,10 +54,27 @@ fn spec_writes_a_configuration_and_never_over_one() {
 fn the_version_is_told_as_engines_read_it() {
     let output = ours(&["--version"]);
     let text = stdout(&output);
+    assert_eq!(stdout(&ours(&["-v"])), text);
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with("cofferdam-runtime version "), "{text}");
     assert!(lines[1].starts_with("commit: v"), "{text}");
     assert!(lines[2].starts_with("spec: 1."), "{text}");
+}
+
+#[test]
+fn whoever_reads_may_have_enough() {
+    for command in ["features", "list", "completions bash", "--help"] {
+        let script = format!("{OURS} --root /nonexistent {command}; echo $? >&2");
+        let mut child = Command::new("sh")
+            .args(["-c", &script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(stderr(&output), "0\n", "{command}");
+    }
 }
 
 #[test]
@@ -118,6 +135,27 @@ fn what_cannot_be_honoured_is_refused_with_its_place() {
             json!(["nosuid", "iversion"]),
             "mounts[0].options[1]: ",
         ),
+        (
+            "/hooks",
+            json!({"poststop": [{"path": "/bin/true", "env": ["A=b", "C"]}]}),
+            "hooks.poststop[0].env[1]: ",
+        ),
+        (
+            "/process/execCPUAffinity",
+            json!({"final": "two"}),
+            "process.execCPUAffinity.final: ",
+        ),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": 1}}),
+            "linux.timeOffsets: ",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/x", "type": "c", "major": 1}]),
+            "linux.devices[0].minor: ",
+        ),
+        ("/linux/mountLabel", json!("a:b:c:d"), "linux.mountLabel: "),
         ("/process/args", json!([]), "process.args: "),
         ("/process/args/0", json!(1), "process.args[0]: "),
         ("/process/cwd", json!("relative"), "process.cwd: "),

@@ -41,6 +41,18 @@ pub(crate) struct Images {
     /// How control groups are handled: soft, full, strict or ignore.
     #[arg(long, value_name = "MODE")]
     pub(crate) manage_cgroups_mode: Option<String>,
+
+    /// Leave out what a namespace of this kind has in it; only `network`.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) empty_ns: Vec<String>,
+
+    /// Drop pages of an earlier checkpoint that a later one has.
+    #[arg(long)]
+    pub(crate) auto_dedup: bool,
+
+    /// Let memory be fetched when it is used, from `criu lazy-pages` (userfaultfd(2)).
+    #[arg(long)]
+    pub(crate) lazy_pages: bool,
 }
 
 /// Save a running container to disk, with criu(8).
@@ -61,6 +73,14 @@ pub(crate) struct Checkpoint {
     #[arg(long)]
     pub(crate) pre_dump: bool,
 
+    /// Write the memory to a `criu page-server`.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) page_server: Option<String>,
+
+    /// Descriptor that criu writes a zero byte to when others can fetch the memory.
+    #[arg(long, value_name = "FD", allow_hyphen_values = true)]
+    pub(crate) status_fd: Option<i32>,
+
     /// Name of the container.
     #[arg(value_name = "ID")]
     pub(crate) id: ContainerId,
@@ -78,6 +98,18 @@ pub(crate) struct Restore {
     /// Do not wait.
     #[arg(short, long)]
     pub(crate) detach: bool,
+
+    /// For runc's command lines: orphans of the container are never taken over by this command.
+    #[arg(long, hide = true)]
+    pub(crate) no_subreaper: bool,
+
+    /// Profile of the security module in place of the one that was saved.
+    #[arg(long, value_name = "MODULE:NAME")]
+    pub(crate) lsm_profile: Option<String>,
+
+    /// Security context of the mounts in place of the one that was saved.
+    #[arg(long, value_name = "CONTEXT")]
+    pub(crate) lsm_mount_context: Option<String>,
 
     /// Name of the container.
     #[arg(value_name = "ID")]

@@ -83,9 +83,10 @@ pub(crate) struct Exec {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u16,
 
-    /// A control group below the container's own.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) cgroup: Option<PathBuf>,
+    /// A control group below the container's own; on v1 also of some controllers only, and more
+    /// than once.
+    #[arg(long, value_name = "[CONTROLLER,...:]PATH")]
+    pub(crate) cgroup: Vec<String>,
 
     /// Also in a paused container: the program waits until it is resumed.
     #[arg(long)]

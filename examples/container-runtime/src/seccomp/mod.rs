@@ -90,7 +90,10 @@ pub(crate) fn filter(seccomp: &Seccomp) -> Result<Option<Filter>> {
             bail!("{place}.listenerPath: missing; SCMP_ACT_NOTIFY needs a socket to tell");
         }
     } else if seccomp.listener_path.is_some() {
-        bail!("{place}.listenerPath: no rule is SCMP_ACT_NOTIFY; remove it");
+        // The specification wants it ignored.
+        warn(&format!(
+            "{place}.listenerPath: no rule is SCMP_ACT_NOTIFY, nobody is told"
+        ));
     } else if seccomp.listener_metadata.is_some() {
         bail!("{place}.listenerMetadata: means nothing without listenerPath; remove it");
     }
@@ -169,20 +172,25 @@ fn action(name: &str, errno: Option<u32>, place: &str) -> Result<Action> {
         Some(errno) => bail!("{place}: errnoRet {errno} is no error number; it is at most 4095"),
     };
     let action = match name {
+        "SCMP_ACT_ERRNO" => return Ok(Action::errno(value(EPERM)?)),
+        "SCMP_ACT_TRACE" => return Ok(Action::trace(value(EPERM)?)),
         "SCMP_ACT_ALLOW" => Action::ALLOW,
         "SCMP_ACT_LOG" => Action::LOG,
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Action::KILL_THREAD,
         "SCMP_ACT_KILL_PROCESS" => Action::KILL_PROCESS,
         "SCMP_ACT_TRAP" => Action::TRAP,
         "SCMP_ACT_NOTIFY" => Action::NOTIFY,
-        "SCMP_ACT_ERRNO" => return Ok(Action::errno(value(EPERM)?)),
-        "SCMP_ACT_TRACE" => return Ok(Action::trace(value(EPERM)?)),
         "" => bail!("{place}: missing; write one such as SCMP_ACT_ERRNO"),
         other => bail!(
             "{place}: `{other}` is none; see {}",
             KNOWN_ACTIONS.join(", ")
         ),
     };
+    if errno.is_some() {
+        bail!(
+            "{place}: {name} has no error number, only SCMP_ACT_ERRNO and SCMP_ACT_TRACE do; remove errnoRet"
+        );
+    }
     Ok(action)
 }
 

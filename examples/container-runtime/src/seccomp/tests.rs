@@ -180,7 +180,6 @@ fn error(json: &str) -> String {
 #[test]
 fn what_is_wrong_is_named() {
     for (json, place) in [
-        ("{}", "defaultAction"),
         (r#"{"defaultAction": "SCMP_ACT_X"}"#, "defaultAction"),
         (
             r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_VAX"]}"#,
@@ -191,11 +190,11 @@ fn what_is_wrong_is_named() {
             "flags[0]",
         ),
         (
-            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"action": "SCMP_ACT_ERRNO"}]}"#,
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [], "action": "SCMP_ACT_ERRNO"}]}"#,
             "syscalls[0].names",
         ),
         (
-            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 6, "op": "SCMP_CMP_EQ"}]}]}"#,
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}]}"#,
             "syscalls[0].args[0].index",
         ),
         (
@@ -203,8 +202,16 @@ fn what_is_wrong_is_named() {
             "listenerPath",
         ),
         (
-            r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}"#,
-            "listenerPath",
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}"#,
+            "defaultAction",
+        ),
+        (
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_KILL", "errnoRet": 5}]}"#,
+            "syscalls[0].action",
+        ),
+        (
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x"}"#,
+            "listenerMetadata",
         ),
     ] {
         let message = error(json);

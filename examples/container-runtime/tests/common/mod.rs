@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -211,6 +212,77 @@ pub(crate) fn image(root: &Path) {
     )
     .unwrap();
     fs::write(root.join("etc/secret"), "a secret\n").unwrap();
+}
+
+/// Gives the root filesystem that [`image`] makes to an engine's command that reads an archive.
+pub(crate) fn import(image: &Path, mut command: Command) {
+    self::image(image);
+    let mut tar = Command::new("tar")
+        .arg("-C")
+        .arg(image)
+        .args(["-c", "."])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = command.stdin(tar.stdout.take().unwrap()).output().unwrap();
+    tar.wait().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+/// Waits for a condition, a minute at most.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_mins(1), "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A daemon that an engine's client talks to; asked to end when dropped, and waited for.
+pub(crate) struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it, and waits until it answers.
+    pub(crate) fn start(
+        mut command: Command,
+        log: PathBuf,
+        mut answers: impl FnMut() -> bool,
+    ) -> Self {
+        let file = fs::File::create(&log).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn();
+        let child = child.unwrap_or_else(|error| {
+            panic!(
+                "{}: {error}; is it installed?",
+                command.get_program().display()
+            )
+        });
+        let daemon = Self { child, log };
+        let begin = Instant::now();
+        while !answers() {
+            assert!(
+                begin.elapsed() < Duration::from_mins(1),
+                "{}",
+                fs::read_to_string(&daemon.log).unwrap()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        daemon
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").arg(pid).status();
+        let _ = self.child.wait();
+    }
 }
 
 /// Runs a command line with a terminal; what it prints.
