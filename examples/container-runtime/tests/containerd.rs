@@ -4,49 +4,41 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
-use common::{OURS, stderr, stdout};
+use common::{Daemon, OURS, stderr, stdout};
 use tempfile::TempDir;
 
 /// A daemon of its own, gone when it is dropped.
 struct Containerd {
+    daemon: Option<Daemon>,
     directory: TempDir,
-    daemon: Child,
 }
 
 impl Containerd {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        let mut containerd = Self {
+            daemon: None,
+            directory: tempfile::tempdir().unwrap(),
+        };
         let config = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
-            path("root"),
-            path("state"),
-            path("socket"),
-            path("ttrpc"),
+            containerd.path("root"),
+            containerd.path("state"),
+            containerd.path("socket"),
+            containerd.path("ttrpc"),
         );
-        fs::write(path("config.toml"), config).unwrap();
-        let log = fs::File::create(path("log")).unwrap();
-        let daemon = Command::new("containerd")
-            .args(["--config", &path("config.toml")])
-            .env("TMPDIR", directory.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("containerd; install containerd");
-        let containerd = Self { directory, daemon };
-        let begin = Instant::now();
-        while !containerd.ctr(&["version"]).status.success() {
-            assert!(
-                begin.elapsed() < Duration::from_mins(1),
-                "{}",
-                fs::read_to_string(containerd.path("log")).unwrap()
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        fs::write(containerd.path("config.toml"), config).unwrap();
+        let mut daemon = Command::new("containerd");
+        daemon
+            .args(["--config", &containerd.path("config.toml")])
+            .env("TMPDIR", containerd.directory.path());
+        let answers = || containerd.ctr(&["version"]).status.success();
+        containerd.daemon = Some(Daemon::start(
+            daemon,
+            containerd.path("log").into(),
+            answers,
+        ));
         common::image(Path::new(&containerd.path("rootfs")));
         containerd
     }
@@ -98,9 +90,7 @@ impl Drop for Containerd {
         for task in stdout(&self.ctr(&["task", "ls", "-q"])).lines() {
             let _ = self.ctr(&["task", "rm", "--force", task]);
         }
-        let pid = self.daemon.id().to_string();
-        let _ = Command::new("kill").arg(pid).status();
-        let _ = self.daemon.wait();
+        drop(self.daemon.take());
     }
 }
 
@@ -161,11 +151,7 @@ fn containers_are_run_and_managed() {
     containerd.done(&["task", "resume", id]);
     assert!(containerd.done(&["task", "ps", id]).lines().count() == 2);
     containerd.done(&["task", "kill", "-s", "SIGKILL", id]);
-    let begin = Instant::now();
-    while !status().contains("STOPPED") {
-        assert!(begin.elapsed() < Duration::from_mins(1), "{}", status());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    common::eventually("its end", || status().contains("STOPPED"));
     containerd.done(&["task", "rm", id]);
     containerd.done(&["container", "rm", id]);
 }

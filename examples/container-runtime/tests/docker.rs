@@ -4,66 +4,42 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
-use common::{OURS, stderr, stdout};
+use common::{Daemon, OURS, stderr, stdout};
 use tempfile::TempDir;
 
 /// A daemon of its own, with an image `box`; both are gone when it is dropped.
 struct Docker {
+    daemon: Option<Daemon>,
     directory: TempDir,
-    daemon: Child,
 }
 
 impl Docker {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-        let log = fs::File::create(path("log")).unwrap();
-        let daemon = Command::new("dockerd")
-            .args(["-H", &format!("unix://{}", path("socket"))])
-            .args(["--data-root", &path("root"), "--exec-root", &path("exec")])
-            .args([
-                "--pidfile",
-                &path("pid"),
-                "--bridge=none",
-                "--iptables=false",
-            ])
-            .args(["--ip6tables=false", "--storage-driver", "vfs"])
+        let mut docker = Self {
+            daemon: None,
+            directory: tempfile::tempdir().unwrap(),
+        };
+        let mut dockerd = Command::new("dockerd");
+        dockerd
+            .args(["-H", &format!("unix://{}", docker.path("socket"))])
+            .args(["--data-root", &docker.path("root")])
+            .args(["--exec-root", &docker.path("exec")])
+            .args(["--pidfile", &docker.path("pid")])
+            .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
+            .args(["--storage-driver", "vfs"])
             // Where systemd is process 1, a parent would have to be a slice.
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
             .args(["--cgroup-parent", &common::unique()])
             .args(["--add-runtime", &format!("cofferdam={OURS}")])
             .args(["--default-runtime", "cofferdam"])
             // Where containerd writes its stacks before dockerd restarts a slow one.
-            .env("TMPDIR", directory.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("dockerd; install docker.io");
-        let docker = Self { directory, daemon };
-        let begin = Instant::now();
-        while !docker.docker(&["version"]).status.success() {
-            assert!(
-                begin.elapsed() < Duration::from_mins(1),
-                "{}",
-                fs::read_to_string(docker.path("log")).unwrap()
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let image = docker.path("image");
-        common::image(Path::new(&image));
-        let mut tar = Command::new("tar")
-            .args(["-C", &image, "-c", "."])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut import = docker.command(&["import", "-", "box"]);
-        let output = import.stdin(tar.stdout.take().unwrap()).output().unwrap();
-        tar.wait().unwrap();
-        assert!(output.status.success(), "{}", stderr(&output));
+            .env("TMPDIR", docker.directory.path());
+        let answers = || docker.docker(&["version"]).status.success();
+        docker.daemon = Some(Daemon::start(dockerd, docker.path("log").into(), answers));
+        let import = docker.command(&["import", "-", "box"]);
+        common::import(Path::new(&docker.path("image")), import);
         docker
     }
 
@@ -111,9 +87,7 @@ impl Drop for Docker {
         for id in left.lines() {
             let _ = self.docker(&["rm", "--force", id]);
         }
-        let pid = self.daemon.id().to_string();
-        let _ = Command::new("kill").arg(pid).status();
-        let _ = self.daemon.wait();
+        drop(self.daemon.take());
         common::remove_groups_of_this_process();
     }
 }

@@ -30,7 +30,7 @@ impl Podman {
         // all storage, and two that make it at once can break it.
         fs::write(
             podman.path("containers.conf"),
-            "[containers]\ndefault_ulimits = []\n[engine]\nlock_type = \"file\"\n",
+            "[containers]\ndefault_ulimits = []\n[engine]\nlock_type = \"file\"\ninfra_image = \"box\"\n",
         )
         .unwrap();
         // With a directory of its own for the state of containers. By --runtime-flag it cannot be
@@ -42,17 +42,9 @@ impl Podman {
         );
         fs::write(&runtime, script).unwrap();
         fs::set_permissions(&runtime, Permissions::from_mode(0o755)).unwrap();
-        let image = podman.path("image");
-        common::image(Path::new(&image));
-        let mut tar = Command::new("tar")
-            .args(["-C", &image, "-c", "."])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut import = podman.command(&["import", "-", "box"]);
-        let output = import.stdin(tar.stdout.take().unwrap()).output().unwrap();
-        tar.wait().unwrap();
-        assert!(output.status.success(), "{}", stderr(&output));
+        let command = r#"CMD ["sleep", "1000"]"#;
+        let import = podman.command(&["import", "--change", command, "-", "box"]);
+        common::import(Path::new(&podman.path("image")), import);
         podman
     }
 
@@ -221,28 +213,60 @@ fn a_terminal_is_one() {
     assert!(text.contains("/dev/pts/0"), "{text}");
 }
 
+/// As for Kubernetes; with the machine's network, so that none has to be set up.
+const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata:
+  name: pp
+spec:
+  hostNetwork: true
+  restartPolicy: Never
+  containers:
+    - name: p1
+      image: localhost/box:latest
+      imagePullPolicy: Never
+      command: [sh, -c, 'echo $NAME; exec sleep 1000']
+      env:
+        - {name: NAME, value: given}
+      securityContext: {readOnlyRootFilesystem: true, runAsUser: 33}
+      resources: {limits: {memory: 33554432}}
+    - name: p2
+      image: localhost/box:latest
+      imagePullPolicy: Never
+";
+
 #[test]
 #[ignore = "needs root"]
-fn a_pod_shares_its_namespaces() {
+fn a_pod_is_made_from_its_description_and_shares_its_namespaces() {
     let podman = Podman::new();
-    podman.done(&["pod", "create", "--name", "pp", "--infra=false"]);
-    for name in ["p1", "p2"] {
-        let mut line = vec!["run", "-d", "--pod", "pp", "--name", name];
-        line.extend(LIMITS);
-        line.extend(["box", "sleep", "1000"]);
-        podman.done(&line);
-    }
+    let file = podman.path("pod.yaml");
+    fs::write(&file, POD).unwrap();
+    podman.done(&["play", "kube", &file]);
     let pods = podman.done(&[
         "pod",
         "ps",
         "--format",
         "{{.Name}} {{.Status}} {{.NumberOfContainers}}",
     ]);
-    assert_eq!(pods, "pp Running 2\n");
+    // One holds the namespaces.
+    assert_eq!(pods, "pp Running 3\n");
+    common::eventually("it has spoken", || {
+        podman.done(&["logs", "pp-p1"]) == "given\n"
+    });
+    let script = "id -u; touch /x 2> /dev/null || echo kept; readlink /proc/self/ns/ipc";
+    let first = podman.done(&["exec", "pp-p1", "sh", "-c", script]);
+    let ipc = first
+        .strip_prefix("33\nkept\n")
+        .expect("a user, and no file");
+    assert_eq!(
+        podman.done(&["exec", "pp-p2", "readlink", "/proc/self/ns/ipc"]),
+        ipc
+    );
     let kube = podman.done(&["generate", "kube", "pp"]);
-    assert!(kube.contains("kind: Pod"), "{kube}");
+    assert!(kube.contains("memory: 32Mi"), "{kube}");
     podman.done(&["pod", "pause", "pp"]);
     podman.done(&["pod", "unpause", "pp"]);
-    podman.done(&["pod", "stop", "-t", "0", "pp"]);
-    podman.done(&["pod", "rm", "pp"]);
+    podman.done(&["play", "kube", "--down", &file]);
+    assert_eq!(podman.done(&["ps", "-aq"]), "");
 }
