@@ -4,6 +4,7 @@
 //! file tree; [`agent`] runs the command there; [`wire`] is what the two say to each other.
 
 pub(crate) mod agent;
+mod cpio;
 mod environment;
 mod initramfs;
 mod kernel;
@@ -12,11 +13,10 @@ mod terminal;
 mod wire;
 
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, ExitCode};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,8 +28,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::places;
-use crate::tools::{self, Tool};
-use initramfs::Archive;
+use crate::tools;
 use kernel::Kernel;
 use qemu::{Machine, Qemu};
 use wire::{Frame, PULSE, Start};
@@ -45,13 +44,6 @@ const SILENCE_LIMIT: Duration = Duration::from_mins(2);
 const STATUS_FAILED: u8 = 125;
 /// The status of a lab that was ended by `--timeout`, as with timeout(1).
 const STATUS_TIMED_OUT: u8 = 124;
-
-const BUSYBOX: Tool = Tool {
-    name: "a static busybox",
-    package: "busybox-static",
-    why: "start the lab's user space",
-    present: Some(|| static_busybox().is_some()),
-};
 
 /// Run a command as root on another kernel, with this machine's files
 ///
@@ -206,7 +198,7 @@ impl Lab {
     /// `out` and `err` as it comes.
     pub(crate) fn run(mut self, out: &mut dyn Write, err: &mut dyn Write) -> Result<End> {
         let started = Instant::now();
-        tools::require(&[qemu::TOOLS[0], qemu::TOOLS[1], BUSYBOX])?;
+        tools::require(&[qemu::TOOLS[0], qemu::TOOLS[1], initramfs::BUSYBOX])?;
         let kernel = match &self.kernel {
             Some(image) => Kernel::at(image)?,
             None => Kernel::installed()?,
@@ -215,7 +207,7 @@ impl Lab {
         for dir in [&cache, &self.out] {
             fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
-        let initramfs = self.initramfs(&kernel)?.cached(&cache)?;
+        let initramfs = initramfs::build(&kernel, self.systemd)?.cached(&cache)?;
         let (console, _lock) = console_log(&cache)?;
         let mut command_line =
             "console=ttyS0 panic=-1 mitigations=off random.trust_cpu=on no_timer_check".to_owned();
@@ -359,79 +351,7 @@ impl Lab {
         }
         Ok(Start::new(&self.command, &environment, &cwd.into(), size))
     }
-
-    fn initramfs(&self, kernel: &Kernel) -> Result<Archive> {
-        let agent = agent_file(&directory())?;
-        let busybox = static_busybox().context("there is no static busybox")?;
-        let mut archive = Archive::default();
-        for dir in ["bin", "modules", "units", "dev", "proc", "sys"] {
-            archive.directory(dir);
-        }
-        archive.program("init", include_bytes!("lab/init.sh").to_vec());
-        let read = fs::read(&busybox);
-        archive.program(
-            "bin/busybox",
-            read.with_context(|| format!("cannot read {}", busybox.display()))?,
-        );
-        let mut order = String::new();
-        for (name, module) in kernel.modules()? {
-            order = order + &name + "\n";
-            archive.file(&format!("modules/{name}.ko"), module);
-        }
-        archive.file("modules/order", order.into_bytes());
-        let mut keep: Vec<String> = Vec::new();
-        let cwd = env::current_dir().context("the current directory is gone")?;
-        for path in [&agent, &cwd, &places::workspace(), &places::target()] {
-            if let Some(name) = below_tmp(path).filter(|name| !keep.contains(name)) {
-                keep.push(name);
-            }
-        }
-        let mut conf = b"agent=".to_vec();
-        conf.extend(quoted(agent.as_os_str()));
-        let systemd = if self.systemd { "yes" } else { "no" };
-        let rest = format!(
-            "\nkeep_tmp='{}'\nsystemd={systemd}\nmasked='{}'\n",
-            keep.join(" "),
-            MASKED.join(" ")
-        );
-        conf.extend(rest.into_bytes());
-        archive.file("lab.conf", conf);
-        if self.systemd {
-            archive.file(
-                "units/lab.target",
-                include_bytes!("lab/lab.target").to_vec(),
-            );
-            archive.file(
-                "units/lab.service",
-                include_bytes!("lab/lab.service").to_vec(),
-            );
-        }
-        Ok(archive)
-    }
 }
-
-/// Units that a lab under systemd does without: they wait for hardware or networks that are not
-/// there, or change what the next boot finds.
-const MASKED: [&str; 18] = [
-    "apparmor.service",
-    "apt-daily.timer",
-    "apt-daily-upgrade.timer",
-    "dpkg-db-backup.timer",
-    "e2scrub_all.timer",
-    "fstrim.timer",
-    "getty.target",
-    "modprobe@dm_mod.service",
-    "modprobe@drm.service",
-    "modprobe@efi_pstore.service",
-    "modprobe@fuse.service",
-    "modprobe@loop.service",
-    "networking.service",
-    "systemd-machine-id-commit.service",
-    "systemd-random-seed.service",
-    "systemd-timesyncd.service",
-    "systemd-udev-settle.service",
-    "systemd-udev-trigger.service",
-];
 
 /// Ends the thread that waits for signals.
 struct Closing(signal_hook::iterator::Handle);
@@ -440,29 +360,6 @@ impl Drop for Closing {
     fn drop(&mut self) {
         self.0.close();
     }
-}
-
-/// A copy of this program that stays while the lab runs: cargo may replace the program itself
-/// meanwhile.
-fn agent_file(cache: &Path) -> Result<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-    const SELF: &str = "/proc/self/exe";
-    const KEPT: usize = 6;
-    let meta = fs::metadata(SELF).context("cannot see this program's file")?;
-    let name = format!("agent-{}-{}-{}", meta.ino(), meta.mtime_nsec(), meta.len());
-    let path = cache.join(name);
-    if fs::metadata(&path).is_ok_and(|m| m.len() == meta.len()) {
-        return Ok(path);
-    }
-    let copy = || -> io::Result<()> {
-        let file = tempfile::NamedTempFile::new_in(cache)?;
-        fs::copy(SELF, file.path())?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    copy().with_context(|| format!("cannot copy this program to {}", path.display()))?;
-    prune(cache, "agent-", KEPT);
-    Ok(path)
 }
 
 /// Removes all but the youngest files whose names start so. One that a starting lab is about to
@@ -589,61 +486,9 @@ fn last_words(console: &Path) -> String {
     }
 }
 
-/// A busybox that needs no libraries; Debian's packages `busybox` and `busybox-static` have the
-/// program in the same place.
-fn static_busybox() -> Option<PathBuf> {
-    let path = tools::find("busybox")?;
-    // A dynamic executable names its loader.
-    let bytes = fs::read(&path).ok()?;
-    let is_static = !bytes.windows(9).any(|w| w == b"/ld-linux");
-    is_static.then_some(path)
-}
-
-/// The name under /tmp that a path goes through, escaped for printf's %b.
-fn below_tmp(path: &Path) -> Option<String> {
-    match path.strip_prefix("/tmp").ok()?.components().next()? {
-        Component::Normal(name) => Some(
-            name.as_bytes()
-                .iter()
-                .map(|&byte| match byte {
-                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => {
-                        char::from(byte).to_string()
-                    }
-                    _ => format!("\\0{byte:03o}"),
-                })
-                .collect(),
-        ),
-        _ => None,
-    }
-}
-
-/// A word for the shell.
-fn quoted(word: &OsStr) -> Vec<u8> {
-    let mut out = vec![b'\''];
-    for &byte in word.as_bytes() {
-        match byte {
-            b'\'' => out.extend(b"'\\''"),
-            _ => out.push(byte),
-        }
-    }
-    out.push(b'\'');
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn odd_paths_are_quoted() {
-        assert_eq!(quoted(OsStr::new("/a b'c")), b"'/a b'\\''c'");
-        assert_eq!(
-            below_tmp(Path::new("/tmp/a b/c")).as_deref(),
-            Some("a\\0040b")
-        );
-        assert_eq!(below_tmp(Path::new("/tmp")), None);
-        assert_eq!(below_tmp(Path::new("/var/tmp/x")), None);
-    }
 
     #[test]
     fn labs_side_by_side_have_logs_of_their_own() {

@@ -1,169 +1,169 @@
 //! The lab's first file system: busybox, the modules that reach the real one, and a script.
 
-use std::fmt::Write as _;
+use std::env;
+use std::ffi::OsStr;
 use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
-/// How many initramfs images are kept in the cache; each is a few MiB.
-const KEPT: usize = 4;
+use super::cpio::Archive;
+use super::kernel::Kernel;
+use crate::places;
+use crate::tools::{self, Tool};
 
-/// An entry of the archive, with its path and mode as cpio wants them.
-struct Entry {
-    path: String,
-    mode: u32,
-    data: Vec<u8>,
+pub(super) const BUSYBOX: Tool = Tool {
+    name: "a static busybox",
+    package: "busybox-static",
+    why: "start the lab's user space",
+    present: Some(|| static_busybox().is_some()),
+};
+
+/// The archive for a lab with this kernel.
+pub(super) fn build(kernel: &Kernel, systemd: bool) -> Result<Archive> {
+    let agent = agent_file(&super::directory())?;
+    let busybox = static_busybox().context("there is no static busybox")?;
+    let mut archive = Archive::default();
+    for dir in ["bin", "modules", "units", "dev", "proc", "sys"] {
+        archive.directory(dir);
+    }
+    archive.program("init", include_bytes!("init.sh").to_vec());
+    let read = fs::read(&busybox);
+    archive.program(
+        "bin/busybox",
+        read.with_context(|| format!("cannot read {}", busybox.display()))?,
+    );
+    let mut order = String::new();
+    for (name, module) in kernel.modules()? {
+        order = order + &name + "\n";
+        archive.file(&format!("modules/{name}.ko"), module);
+    }
+    archive.file("modules/order", order.into_bytes());
+    let mut keep: Vec<String> = Vec::new();
+    let cwd = env::current_dir().context("the current directory is gone")?;
+    for path in [&agent, &cwd, &places::workspace(), &places::target()] {
+        if let Some(name) = below_tmp(path).filter(|name| !keep.contains(name)) {
+            keep.push(name);
+        }
+    }
+    let mut conf = b"agent=".to_vec();
+    conf.extend(quoted(agent.as_os_str()));
+    let with_systemd = if systemd { "yes" } else { "no" };
+    let rest = format!(
+        "\nkeep_tmp='{}'\nsystemd={with_systemd}\nmasked='{}'\n",
+        keep.join(" "),
+        MASKED.join(" ")
+    );
+    conf.extend(rest.into_bytes());
+    archive.file("lab.conf", conf);
+    if systemd {
+        archive.file("units/lab.target", include_bytes!("lab.target").to_vec());
+        archive.file("units/lab.service", include_bytes!("lab.service").to_vec());
+    }
+    Ok(archive)
 }
 
-/// A file tree that becomes a cpio archive of the "newc" kind, the one that the kernel unpacks.
-#[derive(Default)]
-pub(crate) struct Archive {
-    entries: Vec<Entry>,
+/// Units that a lab under systemd does without: they wait for hardware or networks that are not
+/// there, or change what the next boot finds.
+const MASKED: [&str; 18] = [
+    "apparmor.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "getty.target",
+    "modprobe@dm_mod.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "modprobe@fuse.service",
+    "modprobe@loop.service",
+    "networking.service",
+    "systemd-machine-id-commit.service",
+    "systemd-random-seed.service",
+    "systemd-timesyncd.service",
+    "systemd-udev-settle.service",
+    "systemd-udev-trigger.service",
+];
+
+/// A copy of this program that stays while the lab runs: cargo may replace the program itself
+/// meanwhile.
+fn agent_file(cache: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    const SELF: &str = "/proc/self/exe";
+    const KEPT: usize = 6;
+    let meta = fs::metadata(SELF).context("cannot see this program's file")?;
+    let name = format!("agent-{}-{}-{}", meta.ino(), meta.mtime_nsec(), meta.len());
+    let path = cache.join(name);
+    if fs::metadata(&path).is_ok_and(|m| m.len() == meta.len()) {
+        return Ok(path);
+    }
+    let copy = || -> io::Result<()> {
+        let file = tempfile::NamedTempFile::new_in(cache)?;
+        fs::copy(SELF, file.path())?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    copy().with_context(|| format!("cannot copy this program to {}", path.display()))?;
+    super::prune(cache, "agent-", KEPT);
+    Ok(path)
 }
 
-impl Archive {
-    pub(crate) fn directory(&mut self, path: &str) {
-        self.entries.push(Entry {
-            path: path.to_owned(),
-            mode: 0o040_755,
-            data: Vec::new(),
-        });
-    }
+/// A busybox that needs no libraries; Debian's packages `busybox` and `busybox-static` have the
+/// program in the same place.
+fn static_busybox() -> Option<PathBuf> {
+    let path = tools::find("busybox")?;
+    // A dynamic executable names its loader.
+    let bytes = fs::read(&path).ok()?;
+    let is_static = !bytes.windows(9).any(|w| w == b"/ld-linux");
+    is_static.then_some(path)
+}
 
-    pub(crate) fn file(&mut self, path: &str, data: Vec<u8>) {
-        self.entries.push(Entry {
-            path: path.to_owned(),
-            mode: 0o100_644,
-            data,
-        });
-    }
-
-    pub(crate) fn program(&mut self, path: &str, data: Vec<u8>) {
-        self.file(path, data);
-        if let Some(entry) = self.entries.last_mut() {
-            entry.mode |= 0o111;
-        }
-    }
-
-    /// The archive as the kernel reads it. See cpio(5), "new ASCII format".
-    fn to_cpio(&self) -> Result<Vec<u8>> {
-        let mut out = Vec::new();
-        let trailer = Entry {
-            path: "TRAILER!!!".to_owned(),
-            mode: 0,
-            data: Vec::new(),
-        };
-        for (index, entry) in self.entries.iter().chain([&trailer]).enumerate() {
-            let size = u32::try_from(entry.data.len()).context("a file is too big for cpio")?;
-            // Inode, mode, uid, gid, links, mtime, size, major and minor of the file system and
-            // of the device, length of the name with its NUL, checksum. No times: the same
-            // content must give the same archive.
-            let fields = [
-                u32::try_from(index)? + 1,
-                entry.mode,
-                0,
-                0,
-                1,
-                0,
-                size,
-                0,
-                0,
-                0,
-                0,
-                u32::try_from(entry.path.len())? + 1,
-                0,
-            ];
-            out.extend(b"070701");
-            for field in fields {
-                write!(out, "{field:08x}")?;
-            }
-            out.extend(entry.path.as_bytes());
-            out.push(0);
-            pad(&mut out);
-            out.extend(&entry.data);
-            pad(&mut out);
-        }
-        Ok(out)
-    }
-
-    /// The archive's file in `cache`, written if it is not there yet; its name tells its content.
-    pub(crate) fn cached(&self, cache: &Path) -> Result<PathBuf> {
-        let cpio = self.to_cpio()?;
-        let mut name = "initramfs-".to_owned();
-        for byte in Sha256::digest(&cpio).iter().take(16) {
-            write!(name, "{byte:02x}")?;
-        }
-        let path = cache.join(name + ".cpio");
-        if fs::metadata(&path).is_ok_and(|m| m.len() == cpio.len() as u64) {
-            return Ok(path);
-        }
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(cache)?;
-            file.write_all(&cpio)?;
-            file.persist(&path)?;
-            Ok(())
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))?;
-        super::prune(cache, "initramfs-", KEPT);
-        Ok(path)
+/// The name under /tmp that a path goes through, escaped for printf's %b.
+fn below_tmp(path: &Path) -> Option<String> {
+    match path.strip_prefix("/tmp").ok()?.components().next()? {
+        Component::Normal(name) => Some(
+            name.as_bytes()
+                .iter()
+                .map(|&byte| match byte {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => {
+                        char::from(byte).to_string()
+                    }
+                    _ => format!("\\0{byte:03o}"),
+                })
+                .collect(),
+        ),
+        _ => None,
     }
 }
 
-fn pad(out: &mut Vec<u8>) {
-    out.resize(out.len().next_multiple_of(4), 0);
+/// A word for the shell.
+fn quoted(word: &OsStr) -> Vec<u8> {
+    let mut out = vec![b'\''];
+    for &byte in word.as_bytes() {
+        match byte {
+            b'\'' => out.extend(b"'\\''"),
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'\'');
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
-
-    fn archive(data: &str) -> Archive {
-        let mut archive = Archive::default();
-        archive.directory("dir");
-        archive.file("dir/a file", data.as_bytes().to_vec());
-        archive
-    }
 
     #[test]
-    fn busybox_unpacks_what_was_packed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut child = Command::new("busybox")
-            .args(["cpio", "-i", "-d"])
-            .current_dir(&dir)
-            .stdin(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("busybox is needed: apt-get install busybox-static");
-        let mut stdin = child.stdin.take().unwrap();
-        stdin
-            .write_all(&archive("content").to_cpio().unwrap())
-            .unwrap();
-        drop(stdin);
-        assert!(child.wait().unwrap().success());
-        let read = fs::read_to_string(dir.path().join("dir/a file")).unwrap();
-        assert_eq!(read, "content");
-    }
-
-    #[test]
-    fn the_cache_goes_by_content_and_keeps_few() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = archive("1").cached(dir.path()).unwrap();
-        assert_eq!(archive("1").cached(dir.path()).unwrap(), first);
-        for n in 2..10 {
-            let path = archive(&n.to_string()).cached(dir.path()).unwrap();
-            assert_ne!(path, first);
-            assert!(path.exists());
-        }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), KEPT);
-        // A file cut short, by a full disk for instance, is not taken for the image.
-        let path = archive("x").cached(dir.path()).unwrap();
-        let whole = fs::metadata(&path).unwrap().len();
-        fs::write(&path, "short").unwrap();
-        archive("x").cached(dir.path()).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().len(), whole);
+    fn odd_paths_are_quoted() {
+        assert_eq!(quoted(OsStr::new("/a b'c")), b"'/a b'\\''c'");
+        assert_eq!(
+            below_tmp(Path::new("/tmp/a b/c")).as_deref(),
+            Some("a\\0040b")
+        );
+        assert_eq!(below_tmp(Path::new("/tmp")), None);
+        assert_eq!(below_tmp(Path::new("/var/tmp/x")), None);
     }
 }
