@@ -147,8 +147,10 @@ impl Cgroup {
         for (number, (parent, controllers)) in parents.iter().enumerate().rev() {
             let child = number.checked_sub(1).map_or(dir, |below| &parents[below].0);
             for controller in controllers.iter() {
+                // What can fail comes first, so that nothing is enabled that is not undone.
+                let (above, child) = (parent.try_clone()?, child.inode()?);
                 enable_one(parent, controller)?;
-                done.enabled(parent.try_clone()?, controller, child.inode()?);
+                done.enabled(above, controller, child);
             }
         }
         Ok(())
@@ -196,12 +198,17 @@ fn enable_one(parent: &Dir, controller: Controller) -> Result<()> {
 /// Disables a controller that was enabled for `child`, unless the parent has other groups:
 /// theirs would go with it, and their limits.
 fn disable_unless_shared(parent: &Dir, controller: Controller, child: u64) -> Result<()> {
+    const FILE: &str = "cgroup.subtree_control";
     let shared = walk::has_children_beside(parent.as_fd(), child)
         .map_err(|errno| parent.error("list", "", errno))?;
     if shared {
         return Ok(());
     }
-    parent.write("cgroup.subtree_control", &format!("-{controller}"))
+    match parent.write_raw(FILE, &format!("-{controller}")) {
+        // The child passes it on to groups that are not ours.
+        Ok(()) | Err(Errno::BUSY) => Ok(()),
+        Err(errno) => Err(parent.error("write", FILE, errno)),
+    }
 }
 
 /// What has been changed, and how to put it back.
@@ -304,6 +311,17 @@ impl Step<'_> {
                 source,
             },
             (Errno::OPNOTSUPP, _) => group.unsupported(self.knob),
+            (Errno::INVAL | Errno::RANGE, Knob::PidsMax) => Error::OutOfRange {
+                what: "number of processes",
+                value: self.shown.clone(),
+                min: "0",
+                // PID_MAX_LIMIT
+                max: if cfg!(target_pointer_width = "64") {
+                    "4194304"
+                } else {
+                    "32768"
+                },
+            },
             (Errno::NODEV | Errno::NXIO, _) if dir.is_alive() => Error::NoSuchDevice {
                 knob: self.knob,
                 value: self.shown.clone(),
@@ -530,6 +548,18 @@ mod tests {
         let other = parent.create("other").expect("created");
         assert!(fail_the_limit().contains(Controller::Pids));
         other.apply(&limits).expect("nothing to enable");
+
+        // Also in the parents of a parent that has others.
+        let middle = parent.create("middle").expect("created");
+        let outer = middle.create("outer").expect("created");
+        let group = outer.create("group").expect("created");
+        outer.create("other").expect("created");
+        // The controller is enabled for `outer` and for what is in it.
+        fault::after(2);
+        let result = group.apply(&limits);
+        assert!(!fault::disarm(), "there was no third write");
+        let error = result.expect_err("the third write failed");
+        assert!(matches!(error, Error::Io { .. }), "{error}");
     }
 
     #[test]

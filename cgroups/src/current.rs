@@ -217,7 +217,9 @@ fn hugetlb(version: Version, dir: &Dir) -> Result<Option<BTreeMap<Bytes, Max<Byt
     for size in huge_page_sizes() {
         let name = huge_page_name(size);
         let limit = match version {
-            Version::V2 => value::<Max<Bytes>>(dir, &format!("hugetlb.{name}.max"))?,
+            // Before anyone has set a limit, v2 shows the number that v1 does, too.
+            Version::V2 => value::<Max<Bytes>>(dir, &format!("hugetlb.{name}.max"))?
+                .map(|limit| limit.limit().map_or(limit, |bytes| v1_limit(bytes.get()))),
             Version::V1 => {
                 value::<u64>(dir, &format!("hugetlb.{name}.limit_in_bytes"))?.map(v1_limit)
             }

@@ -30,7 +30,9 @@ impl Cgroup {
     ///
     /// On v1 the default is set first and then the exceptions, so a running process may for a
     /// moment be denied what it will be allowed. Calls at the same time mix their exceptions there:
-    /// let one follow the other.
+    /// let one follow the other. When an ancestor denies an exception, the group is put back as far
+    /// as v1 shows what it was: what was denied in a group that allowed everything else it does not
+    /// show, so that is allowed then unless an ancestor denies it.
     ///
     /// # Errors
     ///
@@ -130,19 +132,18 @@ fn set_v1(dir: &Dir, wanted: &Exceptions) -> Result<()> {
             _ => dir.error("write", file, errno),
         })
     };
-    let apply = || {
-        let (default, exception) = if wanted.default_allow {
-            (ALLOW, DENY)
-        } else {
-            (DENY, ALLOW)
-        };
-        write(default, "a")?;
-        for (devices, access) in &wanted.entries {
-            write(exception, &format!("{devices} {access}"))?;
-        }
-        Ok(())
+    let (default, exception) = if wanted.default_allow {
+        (ALLOW, DENY)
+    } else {
+        (DENY, ALLOW)
     };
-    let Err(cause) = apply() else { return Ok(()) };
+    // When this is refused, nothing has happened.
+    write(default, "a")?;
+    let written = wanted
+        .entries
+        .iter()
+        .try_for_each(|(devices, access)| write(exception, &format!("{devices} {access}")));
+    let Err(cause) = written else { return Ok(()) };
     // The list shows a default of allowing as everything, and its exceptions not at all.
     let everything = format!("{} ", Devices::ALL);
     let restored = if before.starts_with(&everything) {

@@ -325,6 +325,17 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A threaded group, where something is done to whole processes.
+    #[error(
+        "{} is threaded, and whole processes belong to the nearest group above that is not: list or \
+         kill them there",
+        .group.display()
+    )]
+    Threaded {
+        /// The group.
+        group: PathBuf,
+    },
+
     /// A group that still has processes or children.
     #[error(
         "{} still has processes or child groups: kill or move them, then try again",
@@ -520,6 +531,7 @@ mod tests {
             TooManyGroups { group, source },
             NoSuchProcess { pid: 7 },
             CannotAttach { pid: 7, group, source },
+            Threaded { group },
             Busy { group },
             Timeout { what, group, after: Duration::from_secs(1) },
             NeedsCapability { capability: "CAP_SYS_RESOURCE", path, source },

@@ -204,7 +204,8 @@ impl Cgroup {
         let mut dirs = Vec::with_capacity(self.dirs.len());
         for dir in &self.dirs {
             dirs.push(match dir.as_ref().map(|dir| (dir, dir.open_below(path))) {
-                None | Some((_, Err(Errno::NOENT))) => None,
+                // The kernel's own files are no groups.
+                None | Some((_, Err(Errno::NOENT | Errno::NOTDIR))) => None,
                 Some((_, Ok(dir))) => Some(dir),
                 Some((dir, Err(errno))) => {
                     return Err(dir.error("open", &path.to_string_lossy(), errno));

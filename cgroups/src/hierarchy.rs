@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::controller::{Controller, Controllers};
 use crate::dir::{Dir, read_all};
-use crate::error::{Error, Result};
+use crate::error::{Error, ParseError, Result};
 use crate::group::Cgroup;
 use crate::procfs::{Memberships, MountEntry, MountTable, Version};
 
@@ -81,8 +81,8 @@ impl Hierarchy {
     /// [`Error::NoCgroupfs`] when there is none; [`Error::Io`] when `/proc` cannot be read;
     /// [`Error::Parse`] when it holds something unforeseen.
     pub fn detect() -> Result<Self> {
-        let table = read_proc::<MountTable>(Path::new("/proc/self/mountinfo"))?;
-        let groups = read_proc::<Memberships>(Path::new("/proc/self/cgroup"))?;
+        let table = read_proc(Path::new("/proc/self/mountinfo"), MountTable::from_bytes)?;
+        let groups = read_proc(Path::new("/proc/self/cgroup"), Memberships::from_bytes)?;
         Self::from_tables(&table, &groups)
     }
 
@@ -225,7 +225,7 @@ impl Hierarchy {
     }
 
     fn of(&self, proc_cgroup: &Path) -> Result<Cgroup> {
-        let groups = read_proc::<Memberships>(proc_cgroup)?;
+        let groups = read_proc(proc_cgroup, Memberships::from_bytes)?;
         let mut shown = None;
         let mut dirs = Vec::with_capacity(self.trees.len());
         for tree in self.trees.iter() {
@@ -244,7 +244,8 @@ impl Hierarchy {
             } else {
                 match tree.root.open_below(relative) {
                     Ok(dir) => Some(dir),
-                    Err(Errno::NOENT | Errno::ACCESS) => None,
+                    // The last for a name of full length with ` (deleted)` after it.
+                    Err(Errno::NOENT | Errno::ACCESS | Errno::NAMETOOLONG) => None,
                     Err(errno) => {
                         let name = relative.to_string_lossy();
                         return Err(tree.root.error("open", &name, errno));
@@ -318,10 +319,7 @@ fn open_tree(mount: &MountEntry) -> Option<Tree> {
     })
 }
 
-pub(crate) fn read_proc<T>(path: &Path) -> Result<T>
-where
-    T: std::str::FromStr<Err = crate::error::ParseError>,
-{
+fn read_proc<T>(path: &Path, parse: fn(&[u8]) -> Result<T, ParseError>) -> Result<T> {
     let mut bytes = Vec::new();
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     openat(CWD, path, flags, Mode::empty())
@@ -331,11 +329,8 @@ where
             path: path.to_owned(),
             source: errno.into(),
         })?;
-    // A path of a group or a mount that is not UTF-8 can only be one that is passed over.
-    String::from_utf8_lossy(&bytes)
-        .parse()
-        .map_err(|source| Error::Parse {
-            path: path.to_owned(),
-            source,
-        })
+    parse(&bytes).map_err(|source| Error::Parse {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::controller::Controller;
+use crate::delegate::GroupType;
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 use crate::group::Cgroup;
@@ -43,8 +44,9 @@ impl Cgroup {
     ///
     /// [`Error::NotDelegated`] for processes of others; [`Error::Vanished`]; [`Error::Timeout`]
     /// when processes do not die within 10 seconds, as those in an uninterruptible sleep;
-    /// [`Error::Busy`] for a root group, and when processes without a number here (of an outer
-    /// pid namespace) remain, which only `cgroup.kill` could reach.
+    /// [`Error::Threaded`] for a group of single threads; [`Error::Busy`] for a root group, and
+    /// when processes without a number here (of an outer pid namespace) remain, which only
+    /// `cgroup.kill` could reach.
     #[doc(alias = "cgroup.kill")]
     #[doc(alias = "SIGKILL")]
     pub fn kill(&self) -> Result<()> {
@@ -52,7 +54,14 @@ impl Cgroup {
         let by_kernel = match self.unified() {
             Some(dir) => match dir.write_raw("cgroup.kill", "1") {
                 Ok(()) => true,
-                Err(Errno::NOENT | Errno::OPNOTSUPP) if dir.is_alive() => false,
+                Err(Errno::NOENT | Errno::OPNOTSUPP) if dir.is_alive() => {
+                    if self.group_type()? == Some(GroupType::Threaded) {
+                        return Err(Error::Threaded {
+                            group: dir.path().to_owned(),
+                        });
+                    }
+                    false
+                }
                 Err(errno) => return Err(dir.error("write", "cgroup.kill", errno)),
             },
             None => false,

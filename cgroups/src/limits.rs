@@ -90,13 +90,13 @@ limits! {
     #[doc(alias = "cpu.max.burst")]
     cpu_max_burst: u64 = CpuMaxBurst,
     /// Whether the group runs only when nobody else wants to. Linux 5.15. While it does, the
-    /// weight has no effect and reads as 1.
+    /// weight has no effect, reads as 1 and cannot be set by itself.
     #[doc(alias = "cpu.idle")]
     cpu_idle: bool = CpuIdle,
-    /// The least utilisation that the frequency governor is told.
+    /// The least utilisation that the frequency governor is told. 100 % reads as no limit.
     #[doc(alias = "cpu.uclamp.min")]
     cpu_uclamp_min: Max<Percent> = CpuUclampMin,
-    /// The most utilisation that the frequency governor is told.
+    /// The most utilisation that the frequency governor is told. 100 % reads as no limit.
     #[doc(alias = "cpu.uclamp.max")]
     cpu_uclamp_max: Max<Percent> = CpuUclampMax,
     /// The processors that may be used; empty on v2 for those of the parent.
@@ -130,7 +130,8 @@ limits! {
     /// The most swap, not counting memory. Whole pages, rounded down.
     ///
     /// v1 limits the sum: `memory.memsw.limit_in_bytes` is written as memory limit + swap limit,
-    /// and kept so when either changes. Without a memory limit v1 cannot limit swap.
+    /// and kept so when either changes. Without a memory limit v1 cannot limit swap, and swap may
+    /// take what memory leaves free of the sum.
     #[doc(alias = "memory.swap.max")]
     #[doc(alias = "memory.memsw.limit_in_bytes")]
     memory_swap_max: Max<Bytes> = MemorySwapMax,
@@ -140,7 +141,7 @@ limits! {
     /// Whether the OOM killer ends the whole group at once. v2 only.
     #[doc(alias = "memory.oom.group")]
     memory_oom_group: bool = MemoryOomGroup,
-    /// The most processes and threads; a `fork` beyond fails with `EAGAIN`.
+    /// The most processes and threads, up to 4,194,304; a `fork` beyond fails with `EAGAIN`.
     #[doc(alias = "pids.max")]
     pids_max: Max<u64> = PidsMax,
     /// The share of the block devices' time under contention.
@@ -152,13 +153,17 @@ limits! {
     io_weight: Weight = IoWeight,
     /// The most that is read from and written to each device in a second. A device that is not
     /// named stays as it is; [`IoMax::UNLIMITED`] takes its limits away.
+    ///
+    /// v1: `blkio.throttle.{read,write}_{bps,iops}_device`, for each group by itself: what the
+    /// groups below do is not counted, nor what the kernel writes back for them later.
     #[doc(alias = "io.max")]
     io_max: BTreeMap<DeviceNumber, IoMax> = IoMax,
-    /// The latency to protect for each device. v2 only, with `CONFIG_BLK_CGROUP_IOLATENCY`. The
-    /// kernel counts in microseconds.
+    /// The latency to protect for each device, at least 1 µs; [`Max::Unlimited`] protects none. v2
+    /// only, with `CONFIG_BLK_CGROUP_IOLATENCY`. The kernel counts in microseconds.
     #[doc(alias = "io.latency")]
     io_latency: BTreeMap<DeviceNumber, Max<Duration>> = IoLatency,
-    /// The most huge pages, by their size.
+    /// The most huge pages in bytes, by their size. The kernel keeps whole huge pages, rounded
+    /// down.
     #[doc(alias = "hugetlb.2MB.max")]
     hugetlb_max: BTreeMap<Bytes, Max<Bytes>> = HugetlbMax,
     /// The most of each RDMA device, by its name.

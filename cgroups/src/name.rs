@@ -77,8 +77,7 @@ fn is_reserved(name: &[u8]) -> bool {
         return false;
     };
     let prefix = &name[..dot];
-    prefix == b"cgroup"
-        || prefix == b"blkio"
+    matches!(prefix, b"cgroup" | b"blkio" | b"irq")
         || Controller::ALL
             .iter()
             .any(|controller| controller.name().as_bytes() == prefix)
@@ -112,6 +111,7 @@ mod tests {
         assert_eq!(problem(&[b'a'; 256]), Some(NameProblem::TooLong));
         assert_eq!(problem(b"x/memory.max"), Some(NameProblem::Reserved));
         assert_eq!(problem(b"tasks"), Some(NameProblem::Reserved));
+        assert_eq!(problem(b"irq.pressure"), Some(NameProblem::Reserved));
         assert!(GroupName::existing(Path::new("cpu.slice")).is_ok());
     }
 }

@@ -48,6 +48,8 @@ impl Setting<'_> {
 pub(crate) enum Restore {
     /// The content can be written as it is.
     Whole,
+    /// The content without the reason that may follow it.
+    Word,
     /// Of several lines the one with this key; where there is none, this text.
     Line { key: String, absent: String },
 }
@@ -56,6 +58,11 @@ impl Restore {
     pub(crate) fn text(&self, previous: &str) -> String {
         match self {
             Self::Whole => previous.trim_end().to_owned(),
+            Self::Word => previous
+                .split_ascii_whitespace()
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
             Self::Line { key, absent } => previous
                 .lines()
                 .find(|line| line.split_ascii_whitespace().next() == Some(key))

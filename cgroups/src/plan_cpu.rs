@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::knob::Knob;
 use crate::limits::Limits;
 use crate::max::Max;
-use crate::plan::Plan;
+use crate::plan::{Plan, Restore};
 use crate::procfs::Version;
 use crate::set::IdSet;
 
@@ -31,15 +31,16 @@ impl<'a> Plan<'a> {
             Version::V1 => "cpu.shares",
             Version::V2 => "cpu.weight",
         };
-        if let Some(weight) = limits.cpu_weight {
+        // Of a group that is idle and remains so the weight says nothing, and it cannot be written.
+        let remains_idle = limits.cpu_idle == Some(true)
+            && self.open(Knob::CpuIdle, dir, idle_file)?.number()? != 0;
+        if let Some(weight) = limits.cpu_weight.filter(|_| !remains_idle) {
             let value = match version {
                 Version::V1 => weight.to_shares(),
                 Version::V2 => weight.get().into(),
             };
             self.push(Knob::CpuWeight, dir, weight_file, &value, &weight)?;
-        } else if limits.cpu_idle == Some(true)
-            && self.open(Knob::CpuIdle, dir, idle_file)?.number()? == 0
-        {
+        } else if limits.cpu_idle == Some(true) && !remains_idle {
             // The kernel forgets the weight of a group that becomes idle, so an undo must know it.
             let weight = self.open(Knob::CpuWeight, dir, weight_file)?.number()?;
             self.push(Knob::CpuWeight, dir, weight_file, &weight, &weight)?;
@@ -109,6 +110,8 @@ impl<'a> Plan<'a> {
         ] {
             let Some(ids) = ids else { continue };
             let (version, dir) = self.group.dir_of(knob.controller())?;
+            // The root lacks it on v2.
+            self.open(knob, dir, knob.name())?;
             // Refused here, because v2 would accept the set and silently use another.
             let available = Self::cpuset_available(version, dir, knob)?;
             if !ids.is_subset(&available) {
@@ -124,12 +127,13 @@ impl<'a> Plan<'a> {
         if let Some(partition) = limits.cpuset_partition {
             let knob = Knob::CpusetPartition;
             let (_, dir) = self.group.dir_of(knob.controller())?;
-            self.push(knob, dir, knob.name(), &partition, &partition)?;
+            let (file, value) = (knob.name().into(), partition.to_string());
+            self.push_with(knob, dir, file, value, &partition, Restore::Word)?;
         }
         Ok(())
     }
 
-    /// What the parent may use, which is as much as this group can get.
+    /// What the parent may use, which is as much as this group can get besides what is its own.
     fn cpuset_available(version: Version, dir: &Dir, knob: Knob) -> Result<IdSet> {
         let file = match (version, knob) {
             (Version::V1, Knob::CpusetMems) => "cpuset.effective_mems",
@@ -140,8 +144,27 @@ impl<'a> Plan<'a> {
         let parent = dir
             .open_below(std::path::Path::new(".."))
             .map_err(|errno| dir.error("open the parent of", "", errno))?;
-        let text = parent.read(file)?;
-        text.parse()
-            .map_err(|source| parent.unforeseen(file, source))
+        // Above the visible root there is no group.
+        let above = if parent.has("cgroup.procs") {
+            &parent
+        } else {
+            dir
+        };
+        let read = |dir: &Dir, file| {
+            let text = dir.read(file)?;
+            text.parse::<IdSet>()
+                .map_err(|source| dir.unforeseen(file, source))
+        };
+        let available = read(above, file)?;
+        // The processors of a partition are its parent's no more.
+        let state = match knob {
+            Knob::CpusetCpus => dir.try_read(Knob::CpusetPartition.name())?,
+            _ => None,
+        };
+        if state.is_none_or(|state| state.starts_with("member") || state.contains("invalid")) {
+            return Ok(available);
+        }
+        let own = read(dir, knob.name())?;
+        Ok(available.iter().chain(own.iter()).collect())
     }
 }

@@ -99,6 +99,17 @@ impl<'a> Plan<'a> {
             }
         }
         for (device, latency) in limits.io_latency.iter().flatten() {
+            // To the kernel nothing is no target, and it multiplies without a check.
+            if let Max::At(latency) = latency
+                && !(1..=u128::from(u64::MAX / 1_000)).contains(&latency.as_micros())
+            {
+                return Err(Error::OutOfRange {
+                    what: "latency for a block device",
+                    value: format!("{device} {latency:?}"),
+                    min: "1us",
+                    max: "18446744073709551us",
+                });
+            }
             let target = LatencyTarget(*latency);
             let absent = LatencyTarget(Max::Unlimited);
             let knob = Knob::IoLatency;

@@ -192,6 +192,7 @@ impl Cgroup {
         let name = resource.file();
         let dir = match self.unified() {
             Some(dir) if dir.has(name) => dir,
+            Some(dir) if !dir.is_alive() => return Err(dir.error("open", name, Errno::NODEV)),
             _ => {
                 return Err(Error::NoPressure {
                     group: self.label(),
@@ -214,6 +215,11 @@ impl Cgroup {
             },
             other => dir.error("write", name, other),
         };
+        // The kernel reads 32 bits of each and would not notice that there are more.
+        let fits = |time: Duration| u32::try_from(time.as_micros()).is_ok();
+        if !fits(threshold.stall) || !fits(threshold.window) {
+            return Err(explain(Errno::INVAL));
+        }
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file =
             rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty()).map_err(explain)?;

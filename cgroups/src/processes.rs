@@ -46,7 +46,7 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`Error::Vanished`], [`Error::Io`].
+    /// [`Error::Threaded`] for a group of single threads; [`Error::Vanished`], [`Error::Io`].
     #[doc(alias = "cgroup.procs")]
     pub fn processes(&self) -> Result<Vec<u32>> {
         let mut pids = Vec::new();
@@ -225,8 +225,12 @@ pub(crate) fn read_pids(
     buffer: &mut Vec<u8>,
     pids: &mut Vec<u32>,
 ) -> Result<()> {
-    dir.read_into(file, buffer)
-        .map_err(|errno| dir.error("read", file, errno))?;
+    dir.read_into(file, buffer).map_err(|errno| match errno {
+        Errno::OPNOTSUPP => Error::Threaded {
+            group: dir.path().to_owned(),
+        },
+        _ => dir.error("read", file, errno),
+    })?;
     parse_pids(buffer, pids).map_err(|error| dir.unforeseen(file, error))
 }
 

@@ -45,52 +45,74 @@ impl FromStr for MountTable {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let mut mounts = Vec::new();
-        for line in text.lines() {
-            if let Some(mount) = mount_line(line)? {
-                mounts.push(mount);
-            }
-        }
-        Ok(Self(mounts))
+        Self::from_bytes(text.as_bytes())
     }
 }
 
-fn mount_line(line: &str) -> Result<Option<MountEntry>, ParseError> {
-    let fail = || ParseError::new("a line of mountinfo", line);
+impl MountTable {
+    /// Paths need not be UTF-8.
+    pub(crate) fn from_bytes(text: &[u8]) -> Result<Self, ParseError> {
+        let mounts = lines(text).filter_map(|line| mount_line(line).transpose());
+        mounts.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// The lines of a text. Not `str::lines`, which takes a carriage return away that may end a name.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let none = text.is_empty();
+    text.split(|&byte| byte == b'\n').skip(usize::from(none))
+}
+
+fn unexpected(expected: &'static str, line: &[u8]) -> ParseError {
+    ParseError::new(expected, &String::from_utf8_lossy(line))
+}
+
+fn number(digits: &[u8]) -> Option<u32> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes.to_vec()))
+}
+
+fn mount_line(line: &[u8]) -> Result<Option<MountEntry>, ParseError> {
+    const SEPARATOR: &[u8] = b" - ";
+    let fail = || unexpected("a line of mountinfo", line);
     // The number of optional fields before the lone hyphen varies.
-    let (place, source) = line.split_once(" - ").ok_or_else(fail)?;
-    let mut source = source.split(' ');
+    let hyphen = line
+        .windows(SEPARATOR.len())
+        .position(|part| part == SEPARATOR)
+        .ok_or_else(fail)?;
+    let mut source = line[hyphen + SEPARATOR.len()..].split(|&byte| byte == b' ');
     let version = match source.next() {
-        Some("cgroup") => Version::V1,
-        Some("cgroup2") => Version::V2,
+        Some(b"cgroup") => Version::V1,
+        Some(b"cgroup2") => Version::V2,
         _ => return Ok(None),
     };
     let options = source.nth(1).ok_or_else(fail)?;
-    let mut place = place.split(' ').skip(2);
+    let mut place = line[..hyphen].split(|&byte| byte == b' ').skip(2);
     let (device, root, mount_point) = (
         place.next().ok_or_else(fail)?,
         place.next().ok_or_else(fail)?,
         place.next().ok_or_else(fail)?,
     );
-    let (major, minor) = device.split_once(':').ok_or_else(fail)?;
+    let mut numbers = device.splitn(2, |&byte| byte == b':');
+    let mut half = || numbers.next().and_then(number).ok_or_else(fail);
     Ok(Some(MountEntry {
-        device: (
-            major.parse().map_err(|_| fail())?,
-            minor.parse().map_err(|_| fail())?,
-        ),
+        device: (half()?, half()?),
         root: unescape(root),
         mount_point: unescape(mount_point),
         version,
         controllers: match version {
-            Version::V1 => Controllers::parse_known(options, |c| c == ','),
+            Version::V1 => controllers(options),
             Version::V2 => Controllers::EMPTY,
         },
     }))
 }
 
 /// Undoes the kernel's octal escapes of space, tab, line break and backslash.
-fn unescape(field: &str) -> PathBuf {
-    let bytes = field.as_bytes();
+fn unescape(bytes: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
@@ -107,6 +129,10 @@ fn unescape(field: &str) -> PathBuf {
     PathBuf::from(OsString::from_vec(out))
 }
 
+fn controllers(names: &[u8]) -> Controllers {
+    Controllers::parse_known(&String::from_utf8_lossy(names), |c| c == ',')
+}
+
 /// The group of a process in one hierarchy: a line of `/proc/<pid>/cgroup`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
@@ -115,6 +141,8 @@ pub struct Membership {
     /// The hierarchy's controllers, on v1.
     pub controllers: Controllers,
     /// The group, seen from the reader's cgroup namespace. Begins with `/..` when it is outside.
+    /// Ends in ` (deleted)` on v2 when the process has ended and the group was removed, but a group
+    /// may also have such a name.
     pub path: PathBuf,
 }
 
@@ -128,32 +156,34 @@ impl FromStr for Memberships {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let line = |line: &str| {
-            let fail = || ParseError::new("a line of /proc/<pid>/cgroup", line);
-            let mut fields = line.splitn(3, ':');
-            let (Some(id), Some(controllers), Some(path)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                return Err(fail());
-            };
-            if !path.starts_with('/') || id.parse::<u32>().is_err() {
-                return Err(fail());
-            }
-            Ok(Membership {
-                version: if id == "0" && controllers.is_empty() {
-                    Version::V2
-                } else {
-                    Version::V1
-                },
-                controllers: Controllers::parse_known(controllers, |c| c == ','),
-                path: PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(path)),
-            })
-        };
-        text.lines().map(line).collect::<Result<_, _>>().map(Self)
+        Self::from_bytes(text.as_bytes())
     }
 }
 
+fn membership_line(line: &[u8]) -> Option<Membership> {
+    let mut fields = line.splitn(3, |&byte| byte == b':');
+    let (id, names, group) = (fields.next()?, fields.next()?, fields.next()?);
+    number(id)?;
+    group.starts_with(b"/").then(|| Membership {
+        version: if id == b"0" && names.is_empty() {
+            Version::V2
+        } else {
+            Version::V1
+        },
+        controllers: controllers(names),
+        path: path(group),
+    })
+}
+
 impl Memberships {
+    /// Names of groups need not be UTF-8.
+    pub(crate) fn from_bytes(text: &[u8]) -> Result<Self, ParseError> {
+        let read = |line| {
+            membership_line(line).ok_or_else(|| unexpected("a line of /proc/<pid>/cgroup", line))
+        };
+        lines(text).map(read).collect::<Result<_, _>>().map(Self)
+    }
+
     /// The group in the hierarchy of v2, or in that of v1 with any of these controllers.
     pub(crate) fn find(&self, version: Version, controllers: Controllers) -> Option<&Path> {
         self.0
@@ -169,6 +199,8 @@ impl Memberships {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
     use crate::controller::Controller;
 
@@ -208,8 +240,20 @@ mod tests {
         assert_eq!(find(Version::V1, Controller::Pids), None);
         assert_eq!(
             find(Version::V2, Controller::Pids),
-            Some(Path::new("/../y"))
+            Some(Path::new("/../y (deleted)"))
         );
+    }
+
+    #[test]
+    fn names_are_taken_as_they_are() {
+        let groups = Memberships::from_bytes(b"0::/a\xff\r\n1:pids:/b (deleted)\n").expect("valid");
+        let path = |index: usize| groups.0[index].path.as_os_str().as_bytes();
+        assert_eq!(path(0), b"/a\xff\r");
+        assert_eq!(path(1), b"/b (deleted)");
+        let mounts = b"41 31 0:38 /x\xfe /m\xff\\134 rw - cgroup2 \xfd rw,nsdelegate\n";
+        let MountTable(mounts) = MountTable::from_bytes(mounts).expect("valid");
+        assert_eq!(mounts[0].root.as_os_str().as_bytes(), b"/x\xfe");
+        assert_eq!(mounts[0].mount_point.as_os_str().as_bytes(), b"/m\xff\\");
     }
 
     #[test]

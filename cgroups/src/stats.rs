@@ -20,7 +20,9 @@ pub struct MemoryStats {
     pub current: Bytes,
     /// The most that was in use at once. v2: Linux 5.19.
     pub peak: Option<Bytes>,
-    /// Swap in use now. Nothing without swap accounting.
+    /// Swap in use now. Nothing without swap accounting. v1: `memory.memsw.usage_in_bytes` less
+    /// `memory.usage_in_bytes`, which are read one after the other, so it may be off by what came
+    /// and went in between.
     pub swap_current: Option<Bytes>,
     /// What has happened.
     pub events: MemoryEvents,
@@ -208,7 +210,7 @@ pub(crate) fn memory_events(version: Version, dir: &Dir) -> Result<MemoryEvents>
             let memory_failures = value::<u64>(dir, "memory.failcnt")?;
             let sum_failures = value::<u64>(dir, "memory.memsw.failcnt")?;
             Ok(MemoryEvents {
-                max: memory_failures.map(|n| n + sum_failures.unwrap_or(0)),
+                max: memory_failures.map(|n| n.saturating_add(sum_failures.unwrap_or(0))),
                 oom_kill: oom.get("oom_kill"),
                 ..MemoryEvents::default()
             })

@@ -39,6 +39,8 @@ struct Notifier {
     file: &'static str,
     /// After so much silence one looks nevertheless.
     patience: Duration,
+    /// Whether it is the kernel who tells, and not the clock.
+    tells: bool,
 }
 
 impl Notifier {
@@ -55,10 +57,12 @@ impl Notifier {
             dir: dir.try_clone()?,
             file,
             patience: LOOK,
+            tells: true,
         })
     }
 
-    /// By v1's `cgroup.event_control`.
+    /// By v1's `cgroup.event_control`; by the clock where that is not to be had, as on a kernel with
+    /// `CONFIG_PREEMPT_RT`.
     fn on_v1_oom(dir: &Dir) -> Result<Self> {
         const FILE: &str = "memory.oom_control";
         const CONTROL: &str = "cgroup.event_control";
@@ -66,13 +70,17 @@ impl Notifier {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| dir.error("make an eventfd for", FILE, errno))?;
         let registration = format!("{} {}", fd.as_raw_fd(), source.as_raw_fd());
-        dir.write(CONTROL, &registration)?;
-        Ok(Self {
-            fd,
-            dir: dir.try_clone()?,
-            file: FILE,
-            patience: LOOK,
-        })
+        match dir.write_raw(CONTROL, &registration) {
+            Ok(()) => Ok(Self {
+                fd,
+                dir: dir.try_clone()?,
+                file: FILE,
+                patience: LOOK,
+                tells: true,
+            }),
+            Err(Errno::NOENT | Errno::OPNOTSUPP) if dir.is_alive() => Self::on_clock(dir, FILE),
+            Err(errno) => Err(dir.error("write", CONTROL, errno)),
+        }
     }
 
     /// By the clock: readable ten times a second.
@@ -90,6 +98,7 @@ impl Notifier {
             dir: dir.try_clone()?,
             file,
             patience: LOOK,
+            tells: false,
         })
     }
 
@@ -102,7 +111,7 @@ impl Notifier {
                 Ok(8) => {
                     let mut number = [0; 8];
                     number.copy_from_slice(&buffer[..8]);
-                    count += u64::from_ne_bytes(number);
+                    count = u64::saturating_add(count, u64::from_ne_bytes(number));
                 }
                 Ok(0) | Err(Errno::AGAIN) => return Ok(count),
                 Ok(_) | Err(Errno::INTR) => {}
@@ -152,7 +161,9 @@ fn replace<T: Copy + PartialEq>(last: &mut T, now: T) -> Option<T> {
 /// Events are told apart by comparing counters, so none is lost between two calls. To integrate
 /// it, poll its descriptor for `POLLIN`, then call [`MemoryWatch::changed`].
 ///
-/// On v1 the kernel tells of OOM only, and the breaches of other limits are not counted.
+/// On v1 the kernel tells of OOM only, and the breaches of other limits are not counted. One that
+/// does not even tell of OOM (`CONFIG_PREEMPT_RT`) counts the kills: there it becomes readable ten
+/// times a second, so that one looks.
 #[doc(alias = "memory.events")]
 #[doc(alias = "cgroup.event_control")]
 #[derive(Debug)]
@@ -161,7 +172,7 @@ pub struct MemoryWatch {
     version: Version,
     last: MemoryEvents,
     /// v1: what the eventfd has counted, in place of the counter that v1 lacks.
-    oom: u64,
+    oom: Option<u64>,
 }
 
 impl AsFd for MemoryWatch {
@@ -185,8 +196,8 @@ impl MemoryWatch {
         let count = self.notifier.drain()?;
         let mut now = memory_events(self.version, &self.notifier.dir)?;
         if self.version == Version::V1 {
-            self.oom += count;
-            now.oom = Some(self.oom);
+            self.oom = self.oom.map(|oom| oom.saturating_add(count));
+            now.oom = self.oom;
             // Its counter of failures moves long before anything has gone wrong.
             now.max = self.last.max;
         }
@@ -407,14 +418,13 @@ impl Cgroup {
             Version::V1 => Notifier::on_v1_oom(dir)?,
         };
         let mut last = memory_events(version, dir)?;
-        if version == Version::V1 {
-            last.oom = Some(0);
-        }
+        let oom = (version == Version::V1 && notifier.tells).then_some(0);
+        last.oom = last.oom.or(oom);
         Ok(MemoryWatch {
             notifier,
             version,
             last,
-            oom: 0,
+            oom,
         })
     }
 
@@ -474,5 +484,24 @@ impl Cgroup {
             source,
             last,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_v1_tells_nothing_the_clock_does() {
+        let directory = tempfile::tempdir().expect("made");
+        for file in ["cgroup.procs", "memory.oom_control"] {
+            std::fs::write(directory.path().join(file), "").expect("written");
+        }
+        let dir = Dir::open(directory.path()).expect("opened");
+        let notifier = Notifier::on_v1_oom(&dir).expect("without cgroup.event_control");
+        assert!(!notifier.tells);
+        let mut fds = [PollFd::new(&notifier.fd, PollFlags::IN)];
+        let told = poll_until(&mut fds, Deadline::after(Duration::from_mins(1)));
+        assert!(told.expect("polled"), "the clock stands still");
     }
 }

@@ -50,7 +50,10 @@ fn processors_are_idle_burst_and_clamped() {
     }
     let idle = Limits::new().cpu_idle(true);
     if apply_or_named(&scratch, &idle, Knob::CpuIdle) {
-        assert_eq!(scratch.limits().expect("readable").cpu_idle, Some(true));
+        let now = scratch.limits().expect("readable");
+        assert_eq!(now.cpu_idle, Some(true));
+        assert_eq!(now.cpu_weight, Some(Weight::MIN));
+        scratch.apply(&now).expect("what was read can be set");
         let busy = Limits::new()
             .cpu_idle(false)
             .cpu_weight(Weight::new(300).expect("in range"));
@@ -84,6 +87,8 @@ fn a_partition_has_processors_of_its_own() {
     let supported = match scratch.apply(&limits) {
         Ok(()) => {
             assert_eq!(partition(), Some(Partition::Root));
+            // Its processors are not its parent's any more, but its own.
+            scratch.apply(&limits).expect("the same once more");
             let back = Limits::new().cpuset_partition(Partition::Member);
             scratch.apply(&back).expect("given back");
             true
@@ -113,6 +118,11 @@ fn a_partition_has_processors_of_its_own() {
         let now = child.limits().expect("readable");
         assert_eq!(now.cpuset_partition, Some(Partition::Member));
         assert_eq!(now.cpuset_cpus, Some(IdSet::new()));
+        // One that was invalid before is so again.
+        let directory = child.directories().next().expect("v2").to_owned();
+        std::fs::write(directory.join("cpuset.cpus.partition"), "root").expect("taken");
+        let error = child.apply(&limits).expect_err("the parent is none");
+        assert!(matches!(error, Error::Refused { .. }), "{error}");
     }
 }
 
@@ -198,6 +208,14 @@ fn a_device_that_is_not_there_is_named() {
     limits.io_max = Some(BTreeMap::from([(support::block_device(), zero)]));
     let error = scratch.apply(&limits).expect_err("0 is no limit");
     assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+    for latency in [Duration::from_nanos(999), Duration::MAX] {
+        let mut limits = Limits::new();
+        limits.io_latency = Some([(support::block_device(), latency.into())].into());
+        let error = scratch
+            .apply(&limits)
+            .expect_err("the kernel cannot count it");
+        assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+    }
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::time::Duration;
 
 use cgroups::{Bytes, Controller, Error, GroupType, Knob, Limits, Max, Version};
@@ -54,6 +56,37 @@ fn a_user_works_inside_what_was_delegated_and_not_outside() {
 
 #[test]
 #[ignore = "needs root"]
+fn what_is_given_away_is_what_the_kernel_lists() {
+    let scratch = Scratch::new();
+    let home = scratch.create("home").expect("created");
+    for controller in [Controller::Pids, Controller::Memory] {
+        home.enable(controller).expect("enabled");
+    }
+    home.delegate(NOBODY, NOBODY).expect("delegated");
+    let listed = std::fs::read_to_string("/sys/kernel/cgroup/delegate").expect("readable");
+    let unified = scratch.hierarchy().unified_mount_point();
+    let owner = |path: &Path| path.metadata().expect("readable").uid();
+    for directory in home.directories() {
+        assert_eq!(owner(directory), NOBODY);
+        let is_v2 = unified.is_some_and(|mount| directory.starts_with(mount));
+        let mut given = 0;
+        for entry in directory.read_dir().expect("listed") {
+            let path = entry.expect("listed").path();
+            let name = path.file_name().expect("it has one").to_string_lossy();
+            let expected = if is_v2 {
+                listed.lines().any(|line| line == name)
+            } else {
+                ["cgroup.procs", "tasks"].contains(&&*name)
+            };
+            assert_eq!(owner(&path) == NOBODY, expected, "{}", path.display());
+            given += usize::from(expected);
+        }
+        assert!(given >= 2, "{}", directory.display());
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn usable_controllers_are_those_one_may_enable() {
     let scratch = Scratch::new();
     let hierarchy = scratch.hierarchy();
@@ -92,6 +125,12 @@ fn threads_are_distributed_on_v2() {
     );
     threads.attach_thread(process.pid()).expect("moved");
     assert_eq!(threads.threads().expect("readable"), [process.pid()]);
+    // Of whole processes it knows nothing, and says so.
+    let error = threads.processes().expect_err("threads only");
+    assert!(matches!(error, Error::Threaded { .. }), "{error}");
+    let error = threads.kill().expect_err("nobody could be killed");
+    assert!(matches!(error, Error::Threaded { .. }), "{error}");
+    assert!(threads.is_populated().expect("readable"));
     let below = threads.create("below").expect("created");
     assert_eq!(
         below.group_type().expect("readable"),

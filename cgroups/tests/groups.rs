@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -111,6 +113,37 @@ fn groups_nest_and_list_their_children() {
             .remove_if_unused()
             .expect("asked")
     );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_process_is_found_under_names_that_read_like_others() {
+    let scratch = Scratch::new();
+    for name in [
+        &b"a"[..],
+        b"a\r",
+        b"a (deleted)",
+        b"\xff",
+        "\u{fffd}".as_bytes(),
+    ] {
+        let group = scratch.create(OsStr::from_bytes(name)).expect("created");
+        let child = support::Running::in_group(&group, "exec sleep 100");
+        let found = scratch.hierarchy().of_process(child.pid()).expect("found");
+        assert_eq!(found.path(), group.path());
+        let all = group.directories().collect::<Vec<_>>();
+        assert_eq!(found.directories().collect::<Vec<_>>(), all);
+        group.attach(child.pid()).expect("it is there already");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_kernels_files_are_no_groups() {
+    let scratch = Scratch::new();
+    for name in ["cgroup.procs", "tasks"] {
+        let error = scratch.open(name).expect_err("a file at most");
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    }
 }
 
 #[test]

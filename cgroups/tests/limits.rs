@@ -164,6 +164,14 @@ fn a_cpu_outside_the_machine_is_named() {
         ),
         "{error}"
     );
+    // Above the root there is nobody to ask.
+    let root = scratch.hierarchy().root().expect("opened");
+    let error = root.apply(&limits).expect_err("no machine has it");
+    if is_v1(&scratch, Controller::Cpuset) {
+        assert!(matches!(error, Error::NotInMachine { .. }), "{error}");
+    } else {
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    }
     let limits = Limits::new()
         .cpuset_cpus(IdSet::from(0))
         .cpuset_mems(IdSet::from(0));
@@ -245,6 +253,21 @@ fn the_rule_of_leaves_is_explained() {
         .enable(controller)
         .expect_err("the parent holds a process");
     assert!(matches!(error, Error::InternalProcesses { .. }), "{error}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn more_processes_than_there_are_numbers_are_out_of_range() {
+    let scratch = Scratch::new();
+    for many in [5_000_000, u64::MAX] {
+        let limits = Limits::new().pids_max(many);
+        let error = scratch.apply(&limits).expect_err("no machine has so many");
+        assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+        assert!(error.to_string().contains(&many.to_string()), "{error}");
+    }
+    scratch
+        .apply(&Limits::new().pids_max(4_194_304))
+        .expect("the most there are");
 }
 
 #[test]

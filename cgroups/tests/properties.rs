@@ -225,6 +225,12 @@ proptest! {
             agree(now.memory_max, expected.memory_max, Max::Unlimited)?;
             agree(now.pids_max, expected.pids_max, Max::Unlimited)?;
         }
+        // What was read, of whatever controller, can be set and changes nothing.
+        let now = scratch.limits().expect("readable");
+        if let Err(error) = scratch.apply(&now) {
+            prop_assert!(false, "{}: {:?}", error, now);
+        }
+        prop_assert_eq!(scratch.limits().expect("readable"), now);
     }
 
     #[test]

@@ -152,6 +152,14 @@ fn an_update_replaces_and_a_child_gets_no_more() {
         Ok(()) => assert_eq!(try_all(&child), expected(&only_null)),
         Err(error) => assert!(matches!(error, Error::Refused { .. }), "{error}"),
     }
+    // v1 changes no default above a child; nothing has happened then, so nothing is put back.
+    match scratch.set_devices(&DeviceRules::deny_all()) {
+        Ok(()) => assert!(!try_all(&scratch).contains(&true)),
+        Err(error) => {
+            assert!(matches!(error, Error::Refused { .. }), "{error}");
+            assert_eq!(try_all(&scratch), expected(&only_null));
+        }
+    }
 }
 
 /// On a machine with v1's devices controller the same once more, without it.

@@ -255,6 +255,15 @@ fn pressure_is_seen_and_triggers() {
             .expect_err("the window is too short");
         assert!(matches!(error, Error::BadThreshold { .. }), "{error}");
     }
+    // The kernel would take it for 2 s.
+    let bad = Threshold {
+        window: Duration::from_micros((1 << 32) + 2_000_000),
+        ..threshold
+    };
+    let error = scratch
+        .pressure_trigger(Resource::Memory, bad)
+        .expect_err("the window is too long");
+    assert!(matches!(error, Error::BadThreshold { .. }), "{error}");
     let deadline = Instant::now() + SOON;
     loop {
         let pressure = scratch.pressure(Resource::Cpu).expect("readable");
@@ -285,6 +294,13 @@ fn a_trigger_tells_that_its_group_is_gone() {
             let error = trigger.wait(SOON).expect_err("it is gone");
             assert!(matches!(error, Error::Vanished { .. }), "{error}");
         }
-        Err(error) => assert!(matches!(error, Error::NeedsCapability { .. }), "{error}"),
+        Err(error) => {
+            assert!(matches!(error, Error::NeedsCapability { .. }), "{error}");
+            scratch.remove().expect("removed");
+        }
     }
+    let error = scratch
+        .pressure_trigger(Resource::Memory, threshold)
+        .expect_err("it is gone");
+    assert!(matches!(error, Error::Vanished { .. }), "{error}");
 }
