@@ -126,6 +126,20 @@ impl Mock {
         self.memory.write_value(ring + 2, index).unwrap();
     }
 
+    /// The chains that the device gave back since this was asked last, each with how much was written.
+    pub(crate) fn used(&mut self, queue: usize) -> Vec<(u32, u32)> {
+        let ring = Self::page(queue) + USED;
+        let index: u16 = self.memory.read_value(ring + 2).unwrap();
+        let mut used = Vec::new();
+        while self.used[queue] != index {
+            let at = ring + 4 + 8 * u64::from(self.used[queue] % SIZE);
+            let [head, len] = [at, at + 4].map(|at| self.memory.read_value(at).unwrap());
+            used.push((head, len));
+            self.used[queue] = self.used[queue].wrapping_add(1);
+        }
+        used
+    }
+
     /// Puts a chain together from what the device may read and how much it may write, lets the device
     /// work, and gives what it wrote; `None` when it did not give the chain back.
     pub(crate) fn request(
@@ -153,14 +167,7 @@ impl Mock {
         }
         self.offer(queue, 0);
         self.transport.process();
-        let used = Self::page(queue) + USED;
-        let index: u16 = self.memory.read_value(used + 2).unwrap();
-        if index == self.used[queue] {
-            return None;
-        }
-        let slot = u64::from(self.used[queue] % SIZE);
-        self.used[queue] = index;
-        let len: u32 = self.memory.read_value(used + 4 + 8 * slot + 4).unwrap();
+        let (_, len) = *self.used(queue).first()?;
         let mut out = vec![0; usize::try_from(at - writable).unwrap()];
         self.memory.read(writable, &mut out).unwrap();
         assert!(

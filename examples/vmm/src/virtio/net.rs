@@ -22,10 +22,11 @@ const F_GUEST_TSO4: u64 = 1 << 7;
 const F_GUEST_TSO6: u64 = 1 << 8;
 const F_HOST_TSO4: u64 = 1 << 11;
 const F_HOST_TSO6: u64 = 1 << 12;
+const F_MRG_RXBUF: u64 = 1 << 15;
 const F_STATUS: u64 = 1 << 16;
 
-/// The header in front of each packet: the guest's has two bytes more, for a count of buffers that
-/// is always 1 here.
+/// The header in front of each packet: the guest's has two bytes more, for the count of buffers that
+/// the packet is spread over.
 const TAP_HEADER: usize = 10;
 const GUEST_HEADER: usize = 12;
 const NEEDS_CHECKSUM: u8 = 1;
@@ -133,18 +134,33 @@ impl Net {
             if let Err(time) = self.receive.take(len as u64) {
                 return Next::After(time);
             }
-            let (buffer, counts) = (&self.buffer[..GUEST_HEADER + len], &mut self.counts);
-            let taken = ring.one(|chain| {
-                if chain.room() >= buffer.len() {
-                    chain.write(buffer);
-                    counts.received += 1;
-                    counts.received_bytes += len as u64;
-                } else {
-                    counts.dropped += 1;
-                }
-            });
+            let buffer = &mut self.buffer[..GUEST_HEADER + len];
+            let mut fits = true;
+            let taken = if self.features & F_MRG_RXBUF == 0 {
+                ring.one(|chain| {
+                    fits = chain.room() >= buffer.len();
+                    if fits {
+                        chain.write(buffer);
+                    }
+                })
+            } else {
+                ring.several(buffer.len(), |chains| {
+                    let count = u16::try_from(chains.len()).unwrap_or(u16::MAX);
+                    buffer[TAP_HEADER..GUEST_HEADER].copy_from_slice(&count.to_le_bytes());
+                    let mut rest = &buffer[..];
+                    for taken in chains {
+                        rest = &rest[taken.chain.write(rest)..];
+                    }
+                })
+            };
             if !taken {
                 return Next::Wait;
+            }
+            if fits {
+                self.counts.received += 1;
+                self.counts.received_bytes += len as u64;
+            } else {
+                self.counts.dropped += 1;
             }
             self.held = None;
         }
@@ -233,7 +249,7 @@ impl Device for Net {
         let offloads =
             F_CSUM | F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_HOST_TSO4 | F_HOST_TSO6;
         let mtu = self.mtu.map_or(0, |_| F_MTU);
-        F_MAC | F_STATUS | offloads | mtu
+        F_MAC | F_STATUS | F_MRG_RXBUF | offloads | mtu
     }
 
     fn config(&self) -> Vec<u8> {

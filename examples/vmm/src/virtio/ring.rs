@@ -17,6 +17,8 @@ pub(crate) struct Ring {
     pub(crate) broken: bool,
     /// Chains were given back since the driver was last told.
     used: bool,
+    /// Several of them at once, which the queue's own count does not know.
+    used_several: bool,
 }
 
 impl Ring {
@@ -26,6 +28,7 @@ impl Ring {
             memory,
             broken: false,
             used: false,
+            used_several: false,
         }
     }
 
@@ -109,6 +112,75 @@ impl Ring {
         taken
     }
 
+    /// Gives `f` the next chains that have room for so many bytes together, and gives them back at once:
+    /// the driver sees all of them or none. False when there are not so many yet.
+    pub(crate) fn several(&mut self, room: usize, f: impl FnOnce(&mut [Taken<'_>])) -> bool {
+        if !self.is_usable() {
+            return false;
+        }
+        let memory = self.memory.clone();
+        let done = self.take_several(&memory, room).and_then(|mut chains| {
+            if chains.is_empty() {
+                return Ok(false);
+            }
+            f(&mut chains);
+            self.give_back(&chains).map(|()| true)
+        });
+        self.broken = done.is_err();
+        done.unwrap_or(false)
+    }
+
+    /// Takes the chains for [`Ring::several`], or leaves them where they are.
+    fn take_several<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        room: usize,
+    ) -> Result<Vec<Taken<'m>>, Broken> {
+        let map = &**memory.as_vm_memory();
+        let first = self.queue.next_avail();
+        let (mut chains, mut found) = (Vec::new(), 0);
+        while found < room {
+            let next = self.queue.iter(map)?.next();
+            let Some(descriptors) = next else {
+                if self.queue.enable_notification(map)? {
+                    continue;
+                }
+                self.queue.set_next_avail(first);
+                return Ok(Vec::new());
+            };
+            let head = descriptors.head_index();
+            let chain = Chain::new(memory, descriptors).filter(|chain| chain.room() > 0);
+            let chain = chain.ok_or(Broken)?;
+            found += chain.room();
+            chains.push(Taken { head, chain });
+        }
+        Ok(chains)
+    }
+
+    /// Gives several chains back.
+    fn give_back(&mut self, chains: &[Taken<'_>]) -> Result<(), Broken> {
+        let memory = self.memory.clone();
+        let map = &**memory.as_vm_memory();
+        let (last, before) = chains.split_last().ok_or(Broken)?;
+        // The driver looks at none of them before the last one moves the ring's index.
+        for taken in before {
+            let next = self.queue.next_used();
+            let at = 4 + 8 * u64::from(next % self.queue.size());
+            let entry = [taken.head.into(), taken.chain.written()];
+            let entry = entry.map(u32::to_le_bytes).concat();
+            memory.write(self.queue.used_ring().wrapping_add(at), &entry)?;
+            self.queue.set_next_used(next.wrapping_add(1));
+        }
+        self.queue.add_used(map, last.head, last.chain.written())?;
+        self.used = true;
+        self.used_several |= !before.is_empty();
+        if !self.has_chain() {
+            // More may have come meanwhile, which the next look at the ring finds.
+            self.queue.enable_notification(map)?;
+        }
+        Ok(())
+    }
+
     /// Whether the driver has made a chain that was not taken.
     pub(crate) fn has_chain(&self) -> bool {
         self.is_usable()
@@ -123,8 +195,9 @@ impl Ring {
         if !std::mem::take(&mut self.used) {
             return false;
         }
+        let several = std::mem::take(&mut self.used_several);
         let map = &**self.memory.as_vm_memory();
-        self.queue.needs_notification(map).unwrap_or(true)
+        self.queue.needs_notification(map).unwrap_or(true) || several
     }
 
     pub(crate) fn save(&self) -> Saved {
@@ -163,6 +236,27 @@ impl Ring {
         // The driver may have been about to be told.
         self.used = saved.ready;
         true
+    }
+}
+
+/// A chain that is to be given back.
+pub(crate) struct Taken<'m> {
+    head: u16,
+    pub(crate) chain: Chain<'m>,
+}
+
+/// The driver has broken the rules.
+struct Broken;
+
+impl From<virtio_queue::Error> for Broken {
+    fn from(_: virtio_queue::Error) -> Self {
+        Self
+    }
+}
+
+impl From<kvm_vcpu::Error> for Broken {
+    fn from(_: kvm_vcpu::Error) -> Self {
+        Self
     }
 }
 

@@ -1,7 +1,8 @@
 //! Devices, driven as a driver should, and with malice.
 
-use super::mock::{MEMORY, Mock};
+use super::mock::{BUFFERS, MEMORY, Mock};
 use super::transport::Transport;
+use crate::virtio::Next;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
@@ -11,7 +12,9 @@ use crate::virtio::rate::{Limiter, Rate};
 use kvm_vcpu::{GuestMemory, Region};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 fn unlimited() -> Limiter {
     Limiter::new(Rate::default())
@@ -130,6 +133,49 @@ fn a_limited_device_waits() {
 }
 
 #[test]
+fn limited_disks_and_networks_go_on_after_a_while() {
+    let one = || {
+        Limiter::new(Rate {
+            bytes_per_second: None,
+            operations_per_second: Some(1),
+        })
+    };
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[7; 512]).unwrap();
+    let mut disk = Mock::new(Block::new(file, false, "", one()).unwrap());
+    let (tap, net) = network((one(), one()));
+    let mut network = Mock::new(net);
+    for _ in 0..4 {
+        rustix::io::write(&tap, b"\0\0\0\0\0\0\0\0\0\0an answer").unwrap();
+    }
+    // A second's worth and one more are let through.
+    let limit = |request: &mut dyn FnMut() -> Option<Vec<u8>>| {
+        let passed = (0..4).take_while(|_| request().is_some()).count();
+        assert!((1..=2).contains(&passed), "{passed}");
+        passed
+    };
+    let reads = limit(&mut || disk.request(0, &[&header(0, 0)], &[512, 1]));
+    let sent = limit(&mut || network.request(1, &[&[0; 12], b"a packet"], &[]));
+    let received = limit(&mut || network.request(0, &[], &[2048]));
+    for mock in [&mut disk, &mut network] {
+        let Next::After(time) = mock.transport.process() else {
+            panic!("it does not wait");
+        };
+        assert!(time <= Duration::from_secs(1), "{time:?}");
+    }
+    std::thread::sleep(Duration::from_millis(1001));
+    for (mock, counts) in [
+        (&mut disk, &[("reads", reads)][..]),
+        (&mut network, &[("sent", sent), ("received", received)]),
+    ] {
+        assert_eq!(mock.transport.process(), Next::Wait);
+        for (what, before) in counts {
+            assert_eq!(mock.transport.device.metrics()[what], before + 1, "{what}");
+        }
+    }
+}
+
+#[test]
 fn a_console_passes_bytes_both_ways() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let mut out = tempfile::tempfile().unwrap();
@@ -144,8 +190,8 @@ fn a_console_passes_bytes_both_ways() {
     assert_eq!(&mock.request(0, &[], &[16]).unwrap()[..4], b"keys");
 }
 
-#[test]
-fn a_network_card_passes_packets() {
+/// A network card, and what stands in for its tap interface.
+fn network(limits: (Limiter, Limiter)) -> (OwnedFd, Net) {
     let (ours, theirs) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::DGRAM,
@@ -153,12 +199,13 @@ fn a_network_card_passes_packets() {
         None,
     )
     .unwrap();
-    let net = Net::new(
-        theirs,
-        [2, 0, 0, 0, 0, 1],
-        Some(1500),
-        (unlimited(), unlimited()),
-    );
+    let net = Net::new(theirs, [2, 0, 0, 0, 0, 1], Some(1500), limits);
+    (ours, net)
+}
+
+#[test]
+fn a_network_card_passes_packets() {
+    let (ours, net) = network((unlimited(), unlimited()));
     let mut mock = Mock::new(net);
     assert_eq!(mock.get(0x100), 2);
     mock.request(1, &[&[0; 12], b"a packet"], &[]).unwrap();
@@ -168,6 +215,42 @@ fn a_network_card_passes_packets() {
     rustix::io::write(&ours, b"\0\0\0\0\0\0\0\0\0\0an answer").unwrap();
     let got = mock.request(0, &[], &[2048]).unwrap();
     assert_eq!(&got[..21], b"\0\0\0\0\0\0\0\0\0\0\x01\0an answer");
+}
+
+#[test]
+fn a_packet_is_spread_over_as_many_buffers_as_it_needs() {
+    const WRITE: u16 = 2;
+    let (tap, net) = network((unlimited(), unlimited()));
+    // With EVENT_IDX, by which the driver says when it wants to be told.
+    let mut mock = Mock::with_features(net, u64::MAX);
+    let packet: Vec<u8> = (0..=255).cycle().take(1514).collect();
+    let offer = |mock: &mut Mock, index: u16| {
+        let at = BUFFERS + 0x1000 * u64::from(index);
+        mock.descriptor(0, index, (at, 700, WRITE, 0));
+        mock.offer(0, index);
+    };
+    let receive = |mock: &mut Mock, buffers: [u32; 3]| {
+        rustix::io::write(&tap, &[&[0; 10], &packet[..]].concat()).unwrap();
+        mock.transport.process();
+        let mut got = Vec::new();
+        for (head, len) in mock.used(0) {
+            let at = got.len();
+            got.resize(at + len as usize, 0);
+            let from = BUFFERS + 0x1000 * u64::from(head);
+            mock.memory.read(from, &mut got[at..]).unwrap();
+            assert_eq!(head, buffers[at / 700]);
+        }
+        got
+    };
+    let whole = [&[0; 10], &[3, 0][..], &packet].concat();
+    (0..4).for_each(|index| offer(&mut mock, index));
+    assert_eq!(receive(&mut mock, [0, 1, 2]), whole);
+    assert!(mock.transport.interrupt.take());
+    // One buffer is left; the packet waits for two more.
+    assert!(receive(&mut mock, [0; 3]).is_empty());
+    assert!(!mock.transport.interrupt.take());
+    (4..6).for_each(|index| offer(&mut mock, index));
+    assert_eq!(receive(&mut mock, [3, 4, 5]), whole);
 }
 
 #[test]
@@ -279,6 +362,26 @@ fn a_device_is_saved_and_restored() {
             .restore(&saved)
             .is_err()
     );
+}
+
+#[test]
+fn a_restored_network_card_passes_packets_by_its_new_tap() {
+    let (_gone, net) = network((unlimited(), unlimited()));
+    let mut mock = Mock::new(net);
+    mock.request(1, &[&[0; 12], b"before"], &[]).unwrap();
+    let saved = mock.transport.save();
+    let (tap, net) = network((unlimited(), unlimited()));
+    mock.transport = Transport::new(Box::new(net), mock.memory.clone()).unwrap();
+    mock.transport.restore(&saved).unwrap();
+    // The driver is told of what it may have missed.
+    assert!(mock.transport.interrupt.take());
+    mock.request(1, &[&[0; 12], b"after"], &[]).unwrap();
+    let mut bytes = [0; 64];
+    let n = rustix::io::read(&tap, &mut bytes).unwrap();
+    assert_eq!(&bytes[10..n], b"after");
+    rustix::io::write(&tap, b"\0\0\0\0\0\0\0\0\0\0an answer").unwrap();
+    let got = mock.request(0, &[], &[2048]).unwrap();
+    assert_eq!(&got[12..21], b"an answer");
 }
 
 mod properties {
