@@ -166,7 +166,9 @@ fn network_vsock_console_and_balloon_work() {
     ]);
     let log = dir.path("log");
     args.extend(["--vsock", &vsock, "--console", &console]);
-    args.extend(["--timeout", "200", "--log", &log]);
+    let store = dir.path("store");
+    fs::create_dir(&store).unwrap();
+    args.extend(["--timeout", "200", "--log", &log, "--snapshots", &store]);
     let mut machine = Running::start(&dir, "devices", &args);
 
     // By vsock there and back: the guest connects to the program of the host.
@@ -213,7 +215,24 @@ fn network_vsock_console_and_balloon_work() {
     machine.wait_until(|machine| balloon(machine) == 64 << 20);
     machine.ask("PUT /balloon", "{\"mib\":0}");
     machine.wait_until(|machine| balloon(machine) == 0);
-    drop(accept(&mut machine, || end.accept()));
+
+    // A connection by the network outlives the machine that is saved, and goes on with the restored one.
+    let (mut stream, _) = accept(&mut machine, || end.accept());
+    stream.set_read_timeout(PATIENCE).unwrap();
+    let mut echo = |sent: &[u8]| {
+        stream.write_all(sent).unwrap();
+        let mut got = vec![0; sent.len()];
+        stream.read_exact(&mut got).unwrap();
+        assert_same(&got, sent);
+    };
+    echo(b"before");
+    assert_eq!(machine.ask("PUT /pause", "").0, 200);
+    machine.save("saved");
+    machine.shut_down();
+    let args = ["restore", &format!("{store}/saved"), "--timeout", "200"];
+    let mut machine = Running::start(&dir, "restored", &args);
+    echo(b"after");
+    drop(stream);
     assert_eq!(machine.wait(), Some(0), "{}", machine.out());
     // Each device had a driver that was ready.
     let log = fs::read_to_string(log).unwrap();

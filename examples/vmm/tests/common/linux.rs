@@ -19,7 +19,13 @@ disk)
     ;;
 count)
     i=0
-    while true; do i=$((i + 1)); echo "tick $i"; date +time=%s; sleep 0.2; done
+    while true; do
+        i=$((i + 1))
+        echo "tick $i"
+        echo "forks=$(dmesg | grep -c 'virtual machine fork')"
+        date +time=%s
+        sleep 0.2
+    done
     ;;
 load)
     mount -t ext4 /dev/vda /mnt
@@ -45,8 +51,9 @@ devices)
     ip link set eth0 up
     nc 192.168.77.1 5000 > /got
     nc 192.168.77.1 5001 < /got
-    # Until the host has seen enough.
-    nc 192.168.77.1 5002
+    # What comes goes back, until the host has seen enough.
+    mkfifo /echoed
+    nc 192.168.77.1 5002 < /echoed | cat > /echoed
     ;;
 panic) echo c > /proc/sysrq-trigger ;;
 reboot) reboot -f ;;
