@@ -426,24 +426,71 @@ fn cpu_time(child: &Child) -> Result<f64> {
     Ok((user.context("no user time")? + system.context("no system time")?) / 100.0)
 }
 
-/// Memory in MiB that the process holds beside the guest's, which is its largest mapping.
+/// Memory in MiB that the process holds beside the guest's, which is its largest mapping. Advice about a
+/// part of it divides it in `/proc`: what has no file and follows without a gap belongs to it.
 fn beyond_guest(child: &Child) -> Result<f64> {
     let maps = fs::read_to_string(format!("/proc/{}/smaps", child.id()))?;
+    beyond_largest(&maps).context("it has no memory")
+}
+
+fn beyond_largest(maps: &str) -> Option<f64> {
     let kib = |line: &str, key: &str| -> Option<f64> {
         let value = line.strip_prefix(key)?.trim().strip_suffix("kB")?;
         value.trim().parse().ok()
     };
-    let (mut total, mut size, mut largest, mut guest) = (0.0, 0.0, 0.0, 0.0);
+    // Each mapping's size, and what is resident of it.
+    let mut mappings: Vec<(u64, f64)> = Vec::new();
+    let mut anonymous_end = None;
     for line in maps.lines() {
-        if let Some(value) = kib(line, "Size:") {
-            size = value;
-        }
-        if let Some(value) = kib(line, "Rss:") {
-            total += value;
-            if size > largest {
-                (largest, guest) = (size, value);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [range, _, _, _, inode, rest @ ..] = &words[..]
+            && let Some((start, end)) = addresses(range)
+        {
+            if anonymous_end == Some(start) && *inode == "0" && rest.is_empty() {
+                if let Some((size, _)) = mappings.last_mut() {
+                    *size += end - start;
+                }
+            } else {
+                mappings.push((end - start, 0.0));
             }
+            anonymous_end = (*inode == "0" && rest.is_empty()).then_some(end);
+        } else if let Some((value, (_, resident))) = kib(line, "Rss:").zip(mappings.last_mut()) {
+            *resident += value;
         }
     }
-    Ok((total - guest) / 1024.0)
+    let total: f64 = mappings.iter().map(|(_, resident)| resident).sum();
+    let (_, guest) = mappings.iter().max_by_key(|(size, _)| *size)?;
+    Some((total - guest) / 1024.0)
+}
+
+/// The ends of a mapping, in hexadecimal with a hyphen between them.
+fn addresses(range: &str) -> Option<(u64, u64)> {
+    let (start, end) = range.split_once('-')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    number(start).zip(number(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_is_the_largest_mapping_with_all_its_parts() {
+        let maps = "\
+1000-2000 r-xp 00000000 08:01 77 /bin/vmm
+Rss:                   1 kB
+2000-8000 rw-p 00000000 00:00 0 
+Size:                 24 kB
+Rss:                   2 kB
+8000-9000 rw-p 00000000 00:00 0 
+Rss:                   4 kB
+VmFlags: rd wr hg
+9000-a000 rw-p 00000000 00:00 0 [stack]
+Rss:                1024 kB
+b000-c000 rw-p 00000000 00:00 0 
+Rss:                1023 kB
+";
+        assert_eq!(beyond_largest(maps), Some(2.0));
+        assert_eq!(beyond_largest(""), None);
+    }
 }
