@@ -65,11 +65,13 @@ pub(crate) struct BootArgs {
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=254))]
     pub(crate) cpus: Option<u8>,
-    /// A disk: a raw file or block device; may be given several times
+    /// A disk: a raw file or block device, with at most so many bytes and operations a second; may be
+    /// given several times
     #[arg(long, value_name = "FILE[,ro][,serial=TEXT][,bps=N][,iops=N]")]
     pub(crate) disk: Vec<Disk>,
-    /// A network card on a tap interface; may be given several times
-    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS][,mtu=N][,bps=N]")]
+    /// A network card on a tap interface, with at most so many bytes and packets a second each way; may
+    /// be given several times
+    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS][,mtu=N][,bps=N][,pps=N]")]
     pub(crate) net: Vec<Network>,
     /// Connections with the host: the guest's number (3 or more), and a Unix socket
     #[arg(long, value_name = "CID:PATH")]

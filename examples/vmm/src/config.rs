@@ -225,7 +225,7 @@ impl FromStr for Disk {
     }
 }
 
-/// `tap=NAME[,mac=…][,mtu=N][,bps=N]`
+/// `tap=NAME[,mac=…][,mtu=N][,bps=N][,pps=N]`
 impl FromStr for Network {
     type Err = String;
 
@@ -249,9 +249,13 @@ impl FromStr for Network {
                     network.receive.bytes_per_second = Some(number(value)?);
                     network.send.bytes_per_second = Some(number(value)?);
                 }
+                ("pps", value) => {
+                    network.receive.operations_per_second = Some(number(value)?);
+                    network.send.operations_per_second = Some(number(value)?);
+                }
                 (other, _) => {
                     return Err(format!(
-                        "a network has no option {other:?}; there are tap=NAME, mac=ADDRESS, mtu=BYTES and bps=BYTES"
+                        "a network has no option {other:?}; there are tap=NAME, mac=ADDRESS, mtu=BYTES, bps=BYTES and pps=PACKETS"
                     ));
                 }
             }

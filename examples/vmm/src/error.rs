@@ -35,7 +35,7 @@ pub(crate) enum Error {
         "the command line has {len} bytes, and this kernel takes at most {limit}, without zeros: shorten it"
     )]
     CommandLine { len: usize, limit: u64 },
-    #[error("cannot read the machine file {path}: {source}", path = path.display())]
+    #[error("cannot read the machine file {path}: {source}; `cofferdam-vmm config` prints one to begin with", path = path.display())]
     ReadMachine { path: PathBuf, source: io::Error },
     #[error("the machine file {path} is wrong: {problem}; `cofferdam-vmm config --schema` prints what it may hold", path = path.display())]
     BadMachine { path: PathBuf, problem: String },
@@ -60,6 +60,8 @@ pub(crate) enum Error {
         what: &'static str,
         source: io::Error,
     },
+    #[error("cannot read the snapshot {path}: {source}; give the directory that a snapshot was saved to", path = path.display())]
+    ReadSnapshot { path: PathBuf, source: io::Error },
     #[error("cannot {what} the snapshot {path}: {source}", path = path.display())]
     Snapshot {
         what: &'static str,
@@ -118,6 +120,7 @@ impl Error {
             | Self::InitrdTooBig { .. }
             | Self::OpenDisk { .. }
             | Self::Socket { .. }
+            | Self::ReadSnapshot { .. }
             | Self::Snapshot { .. }
             | Self::BadSnapshot { .. }
             | Self::Kit { .. }

@@ -291,8 +291,7 @@ pub(crate) struct Saved {
 impl Saved {
     /// Reads a snapshot.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let error = |source| Error::Snapshot {
-            what: "read",
+        let error = |source| Error::ReadSnapshot {
             path: path.to_owned(),
             source,
         };

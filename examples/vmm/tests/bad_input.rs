@@ -31,6 +31,24 @@ fn a_directory_as_kernel() {
 }
 
 #[test]
+fn a_missing_snapshot() {
+    refused(
+        &["restore", "/nonexistent/saved"],
+        6,
+        "cannot read the snapshot /nonexistent/saved: No such file or directory (os error 2); give the directory that a snapshot was saved to",
+    );
+}
+
+#[test]
+fn a_missing_machine_file() {
+    refused(
+        &["boot", "--machine", "/nonexistent/machine"],
+        2,
+        "cannot read the machine file /nonexistent/machine: No such file or directory (os error 2); `cofferdam-vmm config` prints one to begin with",
+    );
+}
+
+#[test]
 fn a_real_mode_guest_as_elf() {
     let dir = Scratch::new();
     refused(

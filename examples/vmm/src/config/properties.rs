@@ -107,7 +107,7 @@ proptest! {
 
     /// Whatever an option says, it is understood or refused with a reason.
     #[test]
-    fn options_are_understood_or_refused(text in "(tap=|mac=|mtu=|serial=|bps=|iops=|ro|[0-9:,=/a-f]){0,9}") {
+    fn options_are_understood_or_refused(text in "(tap=|mac=|mtu=|serial=|bps=|iops=|pps=|ro|[0-9:,=/a-f]){0,9}") {
         for refused in [
             text.parse::<Disk>().err(),
             text.parse::<Network>().err(),
