@@ -27,7 +27,7 @@ pub enum DeviceKind {
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
-    serde(transparent)
+    serde(try_from = "u8", into = "u8")
 )]
 pub struct Access(u8);
 
@@ -87,6 +87,31 @@ impl fmt::Display for Access {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(feature = "serde")]
+impl From<Access> for u8 {
+    fn from(access: Access) -> Self {
+        access.0
+    }
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<u8> for Access {
+    type Error = crate::Error;
+
+    fn try_from(bits: u8) -> Result<Self, Self::Error> {
+        if bits <= Self::ALL.0 {
+            Ok(Self(bits))
+        } else {
+            Err(crate::Error::OutOfRange {
+                what: "set of kinds of access",
+                value: bits.to_string(),
+                min: "0",
+                max: "7",
+            })
+        }
     }
 }
 

@@ -87,6 +87,25 @@ fn what_is_given_away_is_what_the_kernel_lists() {
 
 #[test]
 #[ignore = "needs root"]
+fn what_was_given_away_is_taken_back_when_the_rest_cannot_be() {
+    let scratch = Scratch::new();
+    let home = scratch.create("home").expect("created");
+    let last = home.directories().last().expect("there is one").to_owned();
+    std::fs::remove_dir(last).expect("removed by hand");
+    let error = home.delegate(NOBODY, NOBODY).expect_err("one is gone");
+    assert!(matches!(error, Error::Vanished { .. }), "{error}");
+    for directory in home.directories().filter(|directory| directory.exists()) {
+        let files = directory.read_dir().expect("listed");
+        let files = files.map(|entry| entry.expect("listed").path());
+        for path in files.chain([directory.to_owned()]) {
+            let owner = path.metadata().expect("readable").uid();
+            assert_eq!(owner, 0, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn usable_controllers_are_those_one_may_enable() {
     let scratch = Scratch::new();
     let hierarchy = scratch.hierarchy();

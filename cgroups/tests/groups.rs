@@ -6,8 +6,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use cgroups::{Controller, Error, Hierarchy, Layout, Version};
+use cgroups::{Controller, DeviceRules, Error, Hierarchy, Layout, Resource, Threshold, Version};
 use support::{Scratch, unique};
 
 #[test]
@@ -185,6 +186,53 @@ fn a_removed_group_is_vanished_and_its_successor_is_another() {
         .apply(&cgroups::Limits::new().pids_max(3))
         .expect_err("it is gone");
     assert!(matches!(error, Error::Vanished { .. }), "{error}");
+    let threshold = Threshold {
+        full: false,
+        stall: Duration::from_millis(100),
+        window: Duration::from_secs(2),
+    };
+    let pid = std::process::id();
+    let results = [
+        ("limits", old.limits().map(drop)),
+        ("children", old.children().map(drop)),
+        ("threads", old.threads().map(drop)),
+        ("usable_controllers", old.usable_controllers().map(drop)),
+        ("effective_cpus", old.effective_cpus().map(drop)),
+        ("is_populated", old.is_populated().map(drop)),
+        ("wait_empty", old.wait_empty(Duration::ZERO)),
+        ("attach", old.attach(pid)),
+        ("attach_thread", old.attach_thread(pid)),
+        ("spawn", old.spawn(Command::new("true")).map(drop)),
+        ("kill", old.kill()),
+        ("freeze", old.freeze()),
+        ("thaw", old.thaw()),
+        ("is_frozen", old.is_frozen().map(drop)),
+        ("wait_frozen", old.wait_frozen(Duration::ZERO)),
+        ("delegate", old.delegate(0, 0)),
+        ("group_type", old.group_type().map(drop)),
+        ("make_threaded", old.make_threaded()),
+        ("set_devices", old.set_devices(&DeviceRules::allow_all())),
+        ("memory_stats", old.memory_stats().map(drop)),
+        ("memory_counters", old.memory_counters().map(drop)),
+        ("pids_stats", old.pids_stats().map(drop)),
+        ("cpu_stats", old.cpu_stats().map(drop)),
+        ("cpu_counters", old.cpu_counters().map(drop)),
+        ("io_stats", old.io_stats().map(drop)),
+        ("hugetlb_stats", old.hugetlb_stats().map(drop)),
+        ("group_counters", old.group_counters().map(drop)),
+        ("pressure", old.pressure(Resource::Cpu).map(drop)),
+        (
+            "pressure_trigger",
+            old.pressure_trigger(Resource::Cpu, threshold).map(drop),
+        ),
+        ("watch_memory", old.watch_memory().map(drop)),
+        ("watch_pids", old.watch_pids().map(drop)),
+        ("watch_state", old.watch_state().map(drop)),
+    ];
+    for (call, result) in results {
+        let told = matches!(result, Err(Error::Vanished { .. }));
+        assert!(told, "{call}: {result:?}");
+    }
     old.remove().expect("gone already");
     assert!(new.exists(), "the old handle must not touch the new group");
     new.close().expect("removed");

@@ -47,6 +47,10 @@ fn device_rules_survive_json() {
     let null = Devices::char(DeviceNumber::new(1, 3));
     let rules = DeviceRules::deny_all().allow(null, Access::READ | Access::WRITE);
     let json = serde_json::to_string(&rules).expect("written");
+    for bits in ["8", "255"] {
+        let error = serde_json::from_str::<Access>(bits).expect_err("no such access");
+        assert!(error.to_string().contains("0 to 7"), "{error}");
+    }
     assert_eq!(
         serde_json::from_str::<DeviceRules>(&json).expect("read"),
         rules
