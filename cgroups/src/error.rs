@@ -217,7 +217,8 @@ pub enum Error {
 
     /// A value that the kernel refuses for another reason.
     #[error(
-        "the kernel refused {value:?} for {}: check it against the parent group's limits",
+        "the kernel refused {value:?} for {}: check it against the limits of the parent and the \
+         other settings of this group",
         .path.display()
     )]
     Refused {

@@ -168,3 +168,41 @@ impl<'a> Plan<'a> {
         Ok(available.iter().chain(own.iter()).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_has_its_own_processors_besides_those_of_its_parent() {
+        let above = tempfile::tempdir().expect("made");
+        let write = |file: &str, text: &str| {
+            std::fs::write(above.path().join(file), text).expect("written");
+        };
+        std::fs::create_dir(above.path().join("group")).expect("made");
+        // By this a group is known to be one.
+        write("group/cgroup.procs", "");
+        write("cpuset.cpus.effective", "2-3\n");
+        write("group/cpuset.cpus", "0-1,3\n");
+        write("group/cpuset.cpus.effective", "3\n");
+        let dir = Dir::open(&above.path().join("group")).expect("opened");
+        let available = || {
+            Plan::cpuset_available(Version::V2, &dir, Knob::CpusetCpus)
+                .expect("read")
+                .to_string()
+        };
+        // Above what is visible there is no group to ask.
+        assert_eq!(available(), "3");
+        write("cgroup.procs", "");
+        assert_eq!(available(), "2-3");
+        for (state, expected) in [
+            ("member", "2-3"),
+            ("root invalid (no reason)", "2-3"),
+            ("root", "0-3"),
+            ("isolated", "0-3"),
+        ] {
+            write("group/cpuset.cpus.partition", &format!("{state}\n"));
+            assert_eq!(available(), expected, "{state}");
+        }
+    }
+}

@@ -29,7 +29,7 @@ fn v1_names(controllers: Controllers) -> String {
 
 /// With what the kernel must escape in `mountinfo`.
 fn path() -> impl Strategy<Value = PathBuf> {
-    prop::collection::vec("[a-z .:é\t\\\\]{1,8}[a-z]", 0..3)
+    prop::collection::vec("[a-z .:é\t\\\\]{1,8}([a-z\r]| \\(deleted\\))", 0..3)
         .prop_map(|parts| PathBuf::from(format!("/{}", parts.join("/"))))
 }
 
