@@ -10,6 +10,7 @@
 //! ```
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
@@ -30,6 +31,8 @@ use crate::virtio::worker::lock;
 const LINE: u64 = 4096;
 const HEADERS: usize = 64;
 const BODY: usize = 64 << 10;
+/// What is read of a request that was refused already.
+const REST: u64 = 1 << 20;
 /// How long a client may take for its request, or to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -131,6 +134,7 @@ fn attend(stream: &UnixStream, happens: &Sender<Happening>) -> io::Result<()> {
     let request = read_request(&mut BufReader::new(stream));
     // Afterwards there would be nobody to answer.
     let ends = matches!(request, Ok(Command::Shutdown));
+    let is_refused = request.is_err();
     let (status, body) = match request {
         Ok(Command::Shutdown) => (200, json!({})),
         Ok(command) => {
@@ -163,7 +167,13 @@ fn attend(stream: &UnixStream, happens: &Sender<Happening>) -> io::Result<()> {
     if ends {
         let _ = happens.send(Happening::Ended(Ok(Some(End::Stopped))));
     }
-    written
+    written?;
+    if is_refused {
+        // It was not read to its end: whoever still sends would be cut off before reading the answer.
+        stream.shutdown(Shutdown::Write)?;
+        stream.take(REST).read_to_end(&mut Vec::new())?;
+    }
+    Ok(())
 }
 
 type Refusal = (u16, String);

@@ -128,7 +128,12 @@ impl Work {
             Self::Device(calls) => calls,
             Self::Input => &[],
             Self::Signals => &[call::RECVFROM],
-            Self::Control => &[call::ACCEPT4, call::RECVFROM, call::SETSOCKOPT],
+            Self::Control => &[
+                call::ACCEPT4,
+                call::RECVFROM,
+                call::SETSOCKOPT,
+                call::SHUTDOWN,
+            ],
             Self::Main => &[
                 call::IOCTL,
                 call::LSEEK,
