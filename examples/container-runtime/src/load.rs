@@ -1,10 +1,11 @@
 //! Reading `config.json`: types, version, and properties that nobody knows.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use serde_json::error::Category;
 
@@ -55,7 +56,17 @@ pub(crate) fn resources(text: &str) -> Result<Resources> {
 
 fn read(path: &Path) -> Result<String> {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text));
+    // A FIFO in its place would be waited for.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let read = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(io::Error::from)
+        .map(File::from)
+        .and_then(|file| {
+            if !file.metadata()?.is_file() {
+                return Err(io::Error::other("it is not a file"));
+            }
+            file.take(LARGEST + 1).read_to_string(&mut text)
+        });
     read.with_context(|| {
         format!(
             "cannot read {}; name the bundle with --bundle, or make the file with `cofferdam-runtime spec`",

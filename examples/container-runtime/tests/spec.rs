@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Bundle, OURS, stderr, stdout};
 use serde_json::{Value, json};
@@ -254,6 +255,30 @@ fn a_bundle_without_a_configuration_is_told_with_what_to_do() {
         "{}",
         stderr(&output)
     );
+}
+
+#[test]
+fn a_fifo_is_no_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    let made = Command::new("mkfifo").arg(path).status();
+    assert!(made.unwrap().success());
+    let mut child = Command::new(OURS)
+        .args(["run", "--bundle"])
+        .args([directory.path().as_os_str(), "x".as_ref()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > Duration::from_secs(30) {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("it is not a file"), "{output:?}");
 }
 
 #[test]
