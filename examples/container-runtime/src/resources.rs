@@ -648,6 +648,18 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_counted_in_use_and_reserved() {
+        let steps = of(r#"{"hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}]}"#).unwrap();
+        let (size, limit) = (Bytes::new(2 << 20), Bytes::new(4 << 20));
+        let in_use = Limits::new().hugetlb_max([(size, Max::At(limit))]);
+        assert_eq!(steps[0].1, Step::Limits(Box::new(in_use)));
+        assert_eq!(steps[1].1, Step::Reserved { size, limit });
+        for name in ["64KB", "2MB", "512MB", "1GB"] {
+            assert_eq!(page_size(name.parse().unwrap()), name);
+        }
+    }
+
+    #[test]
     fn throttles_of_one_device_are_one_limit() {
         let steps = of(
             r#"{"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}],

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -255,6 +256,22 @@ fn a_bundle_without_a_configuration_is_told_with_what_to_do() {
         "{}",
         stderr(&output)
     );
+}
+
+#[test]
+fn systemd_is_asked_only_where_it_has_the_groups() {
+    let mut bundle = Bundle::new(&["/bin/true"]);
+    bundle.set("/linux/cgroupsPath", json!("/a/path"));
+    bundle.write();
+    let path = bundle.path().to_str().unwrap();
+    let refused = bundle.ours(&["--systemd-cgroup", "run", "--bundle", path, "x"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let why = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        "SLICE:PREFIX:NAME"
+    } else {
+        "this machine has control groups of v1"
+    };
+    assert!(stderr(&refused).contains(why), "{refused:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
-use common::{Bundle, OURS, stderr, stdout, unique};
+use common::{Bundle, OURS, stdout, unique};
 use serde_json::json;
 
 #[test]
@@ -65,18 +65,4 @@ fn the_container_is_a_scope_with_its_limits() {
     bundle.done(&["resume", &name]);
     bundle.done(&["delete", "--force", &name]);
     assert_ne!(shown("ActiveState"), "active");
-}
-
-#[test]
-#[ignore = "needs systemd"]
-fn a_path_in_the_wrong_form_is_told() {
-    let mut bundle = Bundle::new(&["true"]);
-    bundle.set("/linux/cgroupsPath", json!("/a/path"));
-    bundle.write();
-    let path = bundle.path().to_str().unwrap();
-    let refused = bundle.ours(&["--systemd-cgroup", "run", "--bundle", path, "x"]);
-    assert!(
-        stderr(&refused).contains("SLICE:PREFIX:NAME"),
-        "{refused:?}"
-    );
 }
