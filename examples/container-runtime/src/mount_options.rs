@@ -53,6 +53,9 @@ const DEFAULTS: [&str; 7] = [
     "noiversion",
 ];
 
+/// Those of them that take something away from a file system that is mounted already.
+const CLEARING: [&str; 3] = ["async", "nolazytime", "nomand"];
+
 /// The options that have a meaning of their own here, for `features`.
 pub(crate) fn known() -> Vec<String> {
     let mut known: Vec<String> = ["bind", "rbind", "remount", "tmpcopyup", "idmap", "ridmap"]
@@ -91,6 +94,8 @@ pub(crate) struct Options {
     pub(crate) copy_up: bool,
     /// Owners are mapped, and whether of the whole tree.
     pub(crate) idmap: Option<bool>,
+    /// For a file system that is there: what it is to be without.
+    pub(crate) cleared: Vec<String>,
     /// For the file system: key, and value.
     pub(crate) data: Vec<(String, Option<String>)>,
 }
@@ -165,6 +170,8 @@ impl Options {
             self.copy_up = true;
         } else if option == "idmap" || option == "ridmap" {
             self.idmap = Some(option == "ridmap" || self.idmap == Some(true));
+        } else if CLEARING.contains(&option) {
+            self.cleared.push(option.to_owned());
         } else if !DEFAULTS.contains(&option) {
             self.data.push(match option.split_once('=') {
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),

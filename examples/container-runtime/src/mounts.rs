@@ -218,7 +218,12 @@ fn bind(
 
 /// What is mounted there already, by the image's or an earlier entry, with other attributes and
 /// options. What is not mentioned stays.
-fn remount(mount: &config::Mount, place: &str, target: &Path, options: Options) -> Result<Mount> {
+fn remount(
+    mount: &config::Mount,
+    place: &str,
+    target: &Path,
+    mut options: Options,
+) -> Result<Mount> {
     if options.copy_up
         || options.idmap.is_some()
         || !mount.uid_mappings.is_empty()
@@ -230,6 +235,10 @@ fn remount(mount: &config::Mount, place: &str, target: &Path, options: Options) 
     }
     if let (Some(_), Some((key, _))) = (options.bind, options.data.first()) {
         bail!("{place}.options: {key} has no meaning for a bind mount; remove it");
+    }
+    if options.bind.is_none() {
+        let cleared = std::mem::take(&mut options.cleared).into_iter();
+        options.data.extend(cleared.map(|option| (option, None)));
     }
     Ok(options.finish(Mount::mounted(target)))
 }

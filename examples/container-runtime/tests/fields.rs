@@ -96,15 +96,16 @@ fn what_is_mounted_is_mounted_again() {
     bundle
         .set(
             "/mounts/-",
-            json!({"destination": "/t", "type": "tmpfs", "options": ["size=64k", "nosuid"]}),
+            json!({"destination": "/t", "type": "tmpfs", "options": ["size=64k", "nosuid", "sync"]}),
         )
         .set(
             "/mounts/-",
-            json!({"destination": "/t", "options": ["remount", "ro", "size=128k"]}),
+            json!({"destination": "/t", "options": ["remount", "ro", "size=128k", "async"]}),
         );
     let text = seen(&bundle);
     assert!(text.contains("size=128k"), "{text}");
     assert!(text.contains(" ro,nosuid,"), "{text}");
+    assert!(!text.contains("sync"), "{text}");
     assert!(text.ends_with("1\n"), "{text}");
 
     let mut nothing = sh("true");
