@@ -427,7 +427,7 @@ fn cpu_time(child: &Child) -> Result<f64> {
 }
 
 /// Memory in MiB that the process holds beside the guest's, which is its largest mapping. Advice about a
-/// part of it divides it in `/proc`: what has no file and follows without a gap belongs to it.
+/// part of it divides it in `/proc`: what has no file, can be written and follows without a gap belongs to it.
 fn beyond_guest(child: &Child) -> Result<f64> {
     let maps = fs::read_to_string(format!("/proc/{}/smaps", child.id()))?;
     beyond_largest(&maps).context("it has no memory")
@@ -440,20 +440,18 @@ fn beyond_largest(maps: &str) -> Option<f64> {
     };
     // Each mapping's size, and what is resident of it.
     let mut mappings: Vec<(u64, f64)> = Vec::new();
-    let mut anonymous_end = None;
+    let mut memory_end = None;
     for line in maps.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if let [range, _, _, _, inode, rest @ ..] = &words[..]
+        if let [range, access, _, _, inode, rest @ ..] = &words[..]
             && let Some((start, end)) = addresses(range)
         {
-            if anonymous_end == Some(start) && *inode == "0" && rest.is_empty() {
-                if let Some((size, _)) = mappings.last_mut() {
-                    *size += end - start;
-                }
-            } else {
-                mappings.push((end - start, 0.0));
+            let is_memory = *access == "rw-p" && *inode == "0" && rest.is_empty();
+            match mappings.last_mut() {
+                Some((size, _)) if is_memory && memory_end == Some(start) => *size += end - start,
+                _ => mappings.push((end - start, 0.0)),
             }
-            anonymous_end = (*inode == "0" && rest.is_empty()).then_some(end);
+            memory_end = is_memory.then_some(end);
         } else if let Some((value, (_, resident))) = kib(line, "Rss:").zip(mappings.last_mut()) {
             *resident += value;
         }
@@ -487,7 +485,15 @@ Rss:                   4 kB
 VmFlags: rd wr hg
 9000-a000 rw-p 00000000 00:00 0 [stack]
 Rss:                1024 kB
-b000-c000 rw-p 00000000 00:00 0 
+a000-b000 rw-p 00000000 00:00 0 
+Rss:                   0 kB
+b000-f000 ---p 00000000 00:00 0 
+Rss:                   0 kB
+f000-10000 rw-p 00000000 00:00 0 
+Rss:                   0 kB
+10000-14000 ---p 00000000 00:00 0 
+Rss:                   0 kB
+20000-21000 rw-p 00000000 00:00 0 
 Rss:                1023 kB
 ";
         assert_eq!(beyond_largest(maps), Some(2.0));
