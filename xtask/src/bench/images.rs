@@ -141,7 +141,14 @@ pub(crate) fn run(rounds: u32, percent: u32) -> Result<()> {
             .parse()
             .context("the time to look an image up is no number")?,
     };
-    print(&results);
+    println!(
+        "\nfinding a present image and its unpacked layers: {} µs",
+        results.look_up_us
+    );
+    println!(
+        "{} rounds with {} CPUs, images of {} % of their size",
+        results.rounds, results.cpus, results.percent
+    );
     println!("\nwritten: {}", write("images", &results)?.display());
     Ok(())
 }
@@ -201,11 +208,14 @@ fn compare(
             memory_mib: median(contender, |used| used.memory),
         })
         .collect();
-    Ok(Image {
+    let image = Image {
         name,
         lines,
         left_out,
-    })
+    };
+    // Now, as the next one takes minutes.
+    print(&image);
+    Ok(image)
 }
 
 /// Runs it once into a new directory, which is removed afterwards; what it used, or its last words.
@@ -466,36 +476,26 @@ impl Drop for Registry {
     }
 }
 
-fn print(results: &Results) {
-    for image in &results.images {
+fn print(image: &Image) {
+    println!(
+        "\n{:<50} {:>9} {:>9} {:>8} {:>8} {:>9}",
+        image.name, "best", "median", "ours ×", "CPU ×", "memory"
+    );
+    for line in &image.lines {
         println!(
-            "\n{:<50} {:>9} {:>9} {:>8} {:>8} {:>9}",
-            image.name, "best", "median", "ours ×", "CPU ×", "memory"
+            "  {:<48} {:>7.2} s {:>7.2} s {:>8.2} {:>8.2} {:>5.0} MiB",
+            line.name,
+            line.best_s,
+            line.elapsed_s,
+            line.elapsed_times_ours,
+            line.cpu_times_ours,
+            line.memory_mib
         );
-        for line in &image.lines {
-            println!(
-                "  {:<48} {:>7.2} s {:>7.2} s {:>8.2} {:>8.2} {:>5.0} MiB",
-                line.name,
-                line.best_s,
-                line.elapsed_s,
-                line.elapsed_times_ours,
-                line.cpu_times_ours,
-                line.memory_mib
-            );
-        }
-        for left in &image.left_out {
-            println!(
-                "  {}: left out, it does not work here: {}",
-                left.name, left.reason
-            );
-        }
     }
-    println!(
-        "\nfinding a present image and its unpacked layers: {} µs",
-        results.look_up_us
-    );
-    println!(
-        "{} rounds with {} CPUs, images of {} % of their size",
-        results.rounds, results.cpus, results.percent
-    );
+    for left in &image.left_out {
+        println!(
+            "  {}: left out, it does not work here: {}",
+            left.name, left.reason
+        );
+    }
 }
