@@ -15,14 +15,19 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use cgroups::{Bytes, Cgroup, Guard, Hierarchy, Limits, Max};
 use namespaces::{Command, Namespace, UserMapping};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::process::{Pid, chdir, fchdir, pivot_root, test_kill_process};
+use rustix::process::{
+    Pid, Signal, chdir, fchdir, pidfd_send_signal, pivot_root, test_kill_process,
+};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::cli::RunArgs;
 use crate::config::Machine;
@@ -96,8 +101,9 @@ pub(crate) fn enter(machine: &Machine, run: &RunArgs) -> Result<u8, Error> {
     let terminal = rustix::termios::tcgetattr(std::io::stdin()).ok();
     // The signals of the terminal reach the program in the jail by themselves; one that is meant
     // for this process alone is passed on.
+    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(failed("catch signals"))?;
     let mut child = starting.exec().map_err(error)?;
-    pass_signals_on(&child)?;
+    pass_on(signals, &child)?;
     let status: ExitStatus = child.wait().map_err(error)?;
     group.close().map_err(|e| Error::Jail {
         what: format!("cannot remove its control group: {e}"),
@@ -120,18 +126,19 @@ pub(crate) fn enter(machine: &Machine, run: &RunArgs) -> Result<u8, Error> {
         .unwrap_or(u8::MAX))
 }
 
-fn pass_signals_on(child: &namespaces::Child) -> Result<(), Error> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+/// Has the program in the jail end when this one is told to. The kernel drops what it sends to the first
+/// process of a namespace before that one catches it, so it is said again until it has effect.
+fn pass_on(mut signals: Signals, child: &namespaces::Child) -> Result<(), Error> {
+    const AGAIN: Duration = Duration::from_millis(100);
     let pidfd = child
         .as_fd()
         .try_clone_to_owned()
         .map_err(failed("keep hold of the program in the jail"))?;
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
-        .map_err(failed("catch signals"))?;
     std::thread::spawn(move || {
-        for _ in signals.forever() {
-            // It may have ended.
-            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::TERM);
+        if signals.forever().next().is_some() {
+            while pidfd_send_signal(&pidfd, Signal::TERM).is_ok() {
+                std::thread::sleep(AGAIN);
+            }
         }
     });
     Ok(())

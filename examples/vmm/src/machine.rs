@@ -197,6 +197,8 @@ impl Assembled {
             .unwrap_or_else(PoisonError::into_inner)
             .store = store;
         let this = Arc::new(self);
+        // Before the terminal is changed, which has to be undone.
+        input::catch_signals(happens.clone(), jailed)?;
         let raw = if this.board.serial_line.is_some() {
             crate::terminal::Raw::set().map_err(|source| Error::Host {
                 what: "set the terminal",
@@ -205,7 +207,6 @@ impl Assembled {
         } else {
             None
         };
-        input::catch_signals(happens.clone(), jailed)?;
         if this.board.serial_line.is_some() {
             input::pass_to_serial(&this, happens.clone(), jailed);
         }
