@@ -52,8 +52,7 @@ impl Cgroup {
             steps
         } else {
             // What else was wrong still is. If nothing is to be enabled, another process may just
-            // be doing it.
-            self.await_enabled(needed)?;
+            // have done it.
             self.enable_journaled(needed, done)?;
             plan::steps(self, limits)?
         };
@@ -93,23 +92,6 @@ impl Cgroup {
             .map_err(|cause| done.undo(cause))
     }
 
-    /// Waits for the files of those of `needed` that another process is just enabling: the kernel
-    /// lists a controller before it makes its files, and a write that enables what is enabled
-    /// waits for the lock under which it does both.
-    fn await_enabled(&self, needed: Controllers) -> Result<()> {
-        let Some(dir) = self.unified() else {
-            return Ok(());
-        };
-        let listed = available(dir)?;
-        // Who may not write there cannot wait; what is missing is then taken to be lacking.
-        if let Ok(parent) = dir.open_below(Path::new("..")) {
-            for controller in needed.iter().filter(|&one| listed.contains(one)) {
-                let _ = enable_one(&parent, controller);
-            }
-        }
-        Ok(())
-    }
-
     fn enable_journaled(&self, needed: Controllers, done: &mut Journal<'_>) -> Result<()> {
         let Some(dir) = self.unified() else {
             return Ok(());
@@ -118,7 +100,9 @@ impl Cgroup {
         if missing.is_empty() {
             return Ok(());
         }
-        missing = missing.difference(available(dir)?);
+        let listed = available(dir)?;
+        await_files(dir, missing.iter().filter(|&one| listed.contains(one)));
+        missing = missing.difference(listed);
         let unavailable = |missing: Controllers| match missing.iter().next() {
             Some(controller) => Err(Error::ControllerUnavailable {
                 controller,
@@ -171,6 +155,18 @@ fn implicit_controllers() -> Controllers {
 pub(crate) fn available(dir: &Dir) -> Result<Controllers> {
     let names = dir.read("cgroup.controllers")?;
     Ok(Controllers::parse_known(&names, char::is_whitespace))
+}
+
+/// Waits for the files of controllers that another process is just enabling: the kernel lists a
+/// controller before it makes its files, and a write that enables what is enabled waits for the
+/// lock under which it does both.
+fn await_files(dir: &Dir, listed: impl Iterator<Item = Controller>) {
+    // Who may not write there cannot wait; what is missing is then taken to be lacking.
+    if let Ok(parent) = dir.open_below(Path::new("..")) {
+        for controller in listed {
+            let _ = enable_one(&parent, controller);
+        }
+    }
 }
 
 fn enable_one(parent: &Dir, controller: Controller) -> Result<()> {

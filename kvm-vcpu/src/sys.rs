@@ -422,15 +422,16 @@ fn vectored<B: BitmapSlice>(
     call: impl FnOnce(*const libc::iovec, libc::c_int) -> libc::ssize_t,
 ) -> io::Result<usize> {
     const IOV_MAX: libc::c_int = 1024;
-    let (mut count, mut buffers) = (0, Vec::with_capacity(slices.len()));
-    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    for guard in guards.iter().take(IOV_MAX as usize) {
-        buffers.push(libc::iovec {
+    let slices = slices.iter().take(IOV_MAX as usize);
+    let guards: Vec<_> = slices.map(VolatileSlice::ptr_guard_mut).collect();
+    let buffers: Vec<_> = guards
+        .iter()
+        .map(|guard| libc::iovec {
             iov_base: guard.as_ptr().cast(),
             iov_len: guard.len(),
-        });
-        count += 1;
-    }
+        })
+        .collect();
+    let count = libc::c_int::try_from(buffers.len()).unwrap_or(IOV_MAX);
     let done = call(buffers.as_ptr(), count);
     usize::try_from(done).map_err(|_| io::Error::last_os_error())
 }
